@@ -1,0 +1,96 @@
+//! The tower layer in front of every gRPC service: a header becomes an [`Identity`] in the request's extensions.
+//!
+//! Only health, and a Handshake that carries its credentials in the payload, pass without one.
+
+use std::{
+    convert::Infallible,
+    task::{Context, Poll},
+};
+
+use base64::Engine as _;
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderValue, Request, Response, header::AUTHORIZATION};
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+use super::{ANONYMOUS, Authenticator, BASE64, Identity};
+use crate::error::Error;
+
+const HEALTH: &str = "/grpc.health.v1.Health/";
+const HANDSHAKE_TOKEN: &str = "auth-token-bin";
+const HANDSHAKE: &str = "/arrow.flight.protocol.FlightService/Handshake";
+
+#[derive(Clone)]
+pub struct AuthLayer(pub Authenticator);
+
+impl<S> Layer<S> for AuthLayer {
+    type Service = AuthService<S>;
+
+    fn layer(&self, inner: S) -> AuthService<S> {
+        AuthService { inner, authenticator: self.0.clone() }
+    }
+}
+
+#[derive(Clone)]
+pub struct AuthService<S> {
+    inner: S,
+    authenticator: Authenticator,
+}
+
+impl<S> Service<Request<Body>> for AuthService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        // The service that was polled ready takes the call; its clone waits for the next.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let authenticator = self.authenticator.clone();
+        Box::pin(async move {
+            if request.uri().path().starts_with(HEALTH) {
+                return inner.call(request).await;
+            }
+            let outcome = match credentials(request.headers()) {
+                Some(value) => authenticator.authenticate(&value).await,
+                None if !authenticator.enabled() => Ok((Identity { user: ANONYMOUS.into() }, None)),
+                None if request.uri().path() == HANDSHAKE => return inner.call(request).await,
+                None => Err(Error::Unauthenticated("log in first: the call has no authorization header".into())),
+            };
+            let (identity, issued) = match outcome {
+                Ok(known) => known,
+                Err(error) => return Ok(error.into_status().into_http()),
+            };
+            request.extensions_mut().insert(identity);
+            let mut response = inner.call(request).await?;
+            if let Some(value) = issued.and_then(|token| bearer(&token)) {
+                response.headers_mut().insert(AUTHORIZATION, value);
+            }
+            Ok(response)
+        })
+    }
+}
+
+/// The `authorization` header, or the token that clients of the payload form of Handshake send with each call.
+fn credentials(headers: &HeaderMap) -> Option<String> {
+    if let Some(value) = headers.get(AUTHORIZATION) {
+        return Some(value.to_str().unwrap_or_default().to_string());
+    }
+    let token = BASE64.decode(headers.get(HANDSHAKE_TOKEN)?).ok()?;
+    Some(format!("Bearer {}", String::from_utf8(token).ok()?))
+}
+
+/// The header that carries a token, hidden from logs.
+fn bearer(token: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}")).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}

@@ -1,0 +1,144 @@
+//! Who calls: users, password hashes, tokens, and the layer that turns a header into an [`Identity`].
+
+mod layer;
+mod password;
+mod token;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use base64::{
+    Engine as _,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use tokio::sync::Semaphore;
+
+pub use layer::AuthLayer;
+pub use password::hash_password;
+pub use token::TicketClaims;
+
+use crate::{
+    config::{self, Credential, Secret},
+    error::{Error, Result},
+    telemetry::Metrics,
+};
+use token::Tokens;
+
+/// Who a call comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub user: String,
+}
+
+/// The name of everyone where authentication is off.
+pub const ANONYMOUS: &str = "anonymous";
+
+/// Clients send base64 with padding (pyarrow) and without (ADBC).
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Checks credentials and makes tokens. Cheap to clone.
+#[derive(Clone)]
+pub struct Authenticator(Arc<Inner>);
+
+struct Inner {
+    enabled: bool,
+    hashes: HashMap<String, Secret>,
+    /// Verified where the user is unknown, so that both take the same work.
+    decoy: Secret,
+    tokens: Tokens,
+    /// Argon2 takes 19 MiB and tens of milliseconds a time: two at once, off the async threads.
+    hashing: Semaphore,
+    metrics: Metrics,
+}
+
+impl Authenticator {
+    /// Reads the users of the configuration. Blocks while plain passwords are hashed.
+    pub fn new(config: &config::Auth, metrics: Metrics) -> Result<Self> {
+        let mut hashes = HashMap::new();
+        for (user, credential) in &config.users {
+            let hash = match credential {
+                Credential::Password(password) => Secret::new(hash_password(password.reveal())?),
+                Credential::Hash(hash) => hash.clone(),
+            };
+            hashes.insert(user.clone(), hash);
+        }
+        if let Some(path) = &config.users_file {
+            let shown = path.display();
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| Error::Io(format!("auth.users_file {shown}: {error}")))?;
+            let users: HashMap<String, String> =
+                toml::from_str(&text).map_err(|error| Error::invalid(format!("auth.users_file {shown}: {error}")))?;
+            hashes.extend(users.into_iter().map(|(user, hash)| (user, Secret::new(hash))));
+        }
+        for (user, hash) in &hashes {
+            password::check_format(hash.reveal()).map_err(|why| Error::invalid(format!("user {user}: {why}")))?;
+        }
+        Ok(Self(Arc::new(Inner {
+            enabled: config.enabled,
+            hashes,
+            decoy: Secret::new(hash_password("a password that nobody has")?),
+            tokens: Tokens::new(config.signing_key.as_ref(), config.token_ttl.0),
+            hashing: Semaphore::new(2),
+            metrics,
+        })))
+    }
+
+    pub fn enabled(&self) -> bool {
+        self.0.enabled
+    }
+
+    /// Checks a password; the identity and a fresh bearer token.
+    pub async fn login(&self, user: &str, password: Secret) -> Result<(Identity, String)> {
+        if !self.0.enabled {
+            let identity = Identity { user: ANONYMOUS.into() };
+            let token = self.0.tokens.bearer(&identity)?;
+            return Ok((identity, token));
+        }
+        let known = self.0.hashes.get(user).cloned();
+        let hash = known.clone().unwrap_or_else(|| self.0.decoy.clone());
+        let _permit = self.0.hashing.acquire().await.map_err(Error::internal)?;
+        let matches = tokio::task::spawn_blocking(move || password::verify(&hash, &password));
+        let accepted = matches.await.map_err(Error::internal)? && known.is_some();
+        self.0.metrics.login(accepted);
+        if !accepted {
+            return Err(Error::Unauthenticated("wrong user or password".into()));
+        }
+        let identity = Identity { user: user.to_string() };
+        let token = self.0.tokens.bearer(&identity)?;
+        Ok((identity, token))
+    }
+
+    /// The identity behind an `authorization` header, and a token where the header asked for one (Basic).
+    pub async fn authenticate(&self, header: &str) -> Result<(Identity, Option<String>)> {
+        let malformed = || Error::Unauthenticated("the authorization header is neither Basic nor Bearer".into());
+        let (scheme, value) = header.trim().split_once(' ').ok_or_else(malformed)?;
+        if scheme.eq_ignore_ascii_case("bearer") {
+            if !self.0.enabled {
+                return Ok((Identity { user: ANONYMOUS.into() }, None));
+            }
+            return Ok((self.0.tokens.identity(value.trim())?, None));
+        }
+        if !scheme.eq_ignore_ascii_case("basic") {
+            return Err(malformed());
+        }
+        let wrong = || Error::Unauthenticated("the Basic header is not base64 of user:password".into());
+        let decoded = BASE64.decode(value.trim()).map_err(|_| wrong())?;
+        let decoded = String::from_utf8(decoded).map_err(|_| wrong())?;
+        let (user, password) = decoded.split_once(':').ok_or_else(wrong)?;
+        let (identity, token) = self.login(user, Secret::new(password)).await?;
+        Ok((identity, Some(token)))
+    }
+
+    /// A ticket that GetFlightInfo hands out: bound to the user and the statement.
+    pub fn ticket(&self, identity: &Identity, sql: &str) -> Result<(Vec<u8>, Duration)> {
+        self.0.tokens.ticket(identity, sql)
+    }
+
+    /// The claims of such a ticket, or `None` where the bytes are no ticket of ours.
+    pub fn read_ticket(&self, identity: &Identity, ticket: &[u8]) -> Result<Option<TicketClaims>> {
+        self.0.tokens.read_ticket(identity, ticket)
+    }
+}

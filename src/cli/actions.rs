@@ -1,0 +1,44 @@
+//! `mallard actions`
+
+use clap::Args;
+use futures::StreamExt;
+
+use super::connect::LoginArguments;
+use crate::{
+    error::{Error, Result},
+    location::Location,
+};
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Server, such as grpc://127.0.0.1:8815
+    uri: Location,
+    /// Action to run; without it all actions are listed
+    name: Option<String>,
+    /// JSON body of the action
+    #[arg(requires = "name")]
+    body: Option<String>,
+    #[command(flatten)]
+    login: LoginArguments,
+}
+
+pub(super) async fn run(arguments: Arguments) -> Result<()> {
+    let client = arguments.login.connect(&arguments.uri).await?;
+    let Some(name) = &arguments.name else {
+        for action in client.list_actions().await? {
+            println!("{:20}  {}", action.r#type, action.description);
+        }
+        return Ok(());
+    };
+    let body = match &arguments.body {
+        Some(text) => {
+            serde_json::from_str(text).map_err(|error| Error::invalid(format!("the body is not JSON: {error}")))?
+        }
+        None => serde_json::Value::Null,
+    };
+    let mut results = client.action(name, &body).await?.boxed();
+    while let Some(result) = results.next().await {
+        println!("{}", String::from_utf8_lossy(&result?));
+    }
+    Ok(())
+}

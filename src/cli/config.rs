@@ -1,0 +1,44 @@
+//! `mallard config`
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::serve::ConfigArguments;
+use crate::config::Config;
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print the effective configuration with the source of each value; secrets are redacted
+    Show(ConfigArguments),
+    /// Report every mistake; exit code 0 if there is none, else 2
+    Check(ConfigArguments),
+    /// Print the defaults as a TOML file that documents every key
+    Default,
+}
+
+pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    let (loaded, show) = match &arguments.command {
+        Command::Default => {
+            print!("{}", Config::default().to_toml());
+            return ExitCode::SUCCESS;
+        }
+        Command::Show(sources) => (sources.load(), true),
+        Command::Check(sources) => (sources.load(), false),
+    };
+    match loaded {
+        Ok(loaded) if show => print!("{}", loaded.show()),
+        Ok(_) => println!("the configuration is valid"),
+        Err(mistakes) => {
+            eprintln!("{mistakes}");
+            return ExitCode::from(2);
+        }
+    }
+    ExitCode::SUCCESS
+}

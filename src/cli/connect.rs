@@ -1,0 +1,50 @@
+//! Where to connect and as whom. A password comes from the environment, a file or the prompt, never from arguments.
+
+use std::{io::IsTerminal, path::PathBuf};
+
+use clap::Args;
+
+use crate::{
+    client::{Client, Login},
+    config::Secret,
+    error::{Error, Result},
+    location::Location,
+};
+
+#[derive(Args, Clone, Default)]
+pub(super) struct LoginArguments {
+    /// User to log in as; the password comes from MALLARD_PASSWORD, --password-file or a prompt
+    #[arg(long, env = "MALLARD_USER")]
+    user: Option<String>,
+    /// File that holds the password
+    #[arg(long, env = "MALLARD_PASSWORD_FILE", value_name = "FILE")]
+    password_file: Option<PathBuf>,
+}
+
+impl LoginArguments {
+    pub(super) fn login(&self) -> Result<Option<Login>> {
+        login(self.user.as_deref(), self.password_file.as_ref(), "MALLARD_PASSWORD")
+    }
+
+    pub(super) async fn connect(&self, location: &Location) -> Result<Client> {
+        Client::connect(location, self.login()?.as_ref()).await
+    }
+}
+
+/// The login of `user`, if one is named.
+pub(super) fn login(user: Option<&str>, file: Option<&PathBuf>, variable: &str) -> Result<Option<Login>> {
+    let Some(user) = user else { return Ok(None) };
+    let password = match (file, std::env::var(variable)) {
+        (Some(file), _) => std::fs::read_to_string(file)
+            .map(|text| text.trim_end_matches(['\r', '\n']).to_string())
+            .map_err(|error| Error::Io(format!("password file {}: {error}", file.display())))?,
+        (None, Ok(password)) => password,
+        (None, Err(_)) if std::io::stdin().is_terminal() => {
+            rpassword::prompt_password(format!("Password of {user}: ")).map_err(|error| Error::Io(error.to_string()))?
+        }
+        (None, Err(_)) => {
+            return Err(Error::Unauthenticated(format!("no password for {user}: set {variable} or --password-file")));
+        }
+    };
+    Ok(Some(Login { user: user.to_string(), password: Secret::new(password) }))
+}

@@ -1,0 +1,83 @@
+//! `mallard demo`: the walk of the original demonstration, each step shown and verified, and what it measured.
+
+mod report;
+mod servers;
+mod steps;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::Args;
+
+use crate::{
+    error::{Error, Result},
+    location::Location,
+};
+use report::Report;
+use servers::Servers;
+use steps::Walk;
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Rows of the table flights
+    #[arg(long, default_value_t = 24_000_000, env = "MALLARD_DEMO_ROWS", conflicts_with = "parquet")]
+    rows: u64,
+    /// Use the rows of this Parquet file instead of generated ones
+    #[arg(long, value_name = "FILE")]
+    parquet: Option<PathBuf>,
+    /// First server; without it two servers are started in this process, in memory
+    #[arg(long, env = "MALLARD_DEMO_SERVER1", requires = "server2", value_name = "URI")]
+    server1: Option<Location>,
+    /// Second server, which must reach the first under the same URI
+    #[arg(long, env = "MALLARD_DEMO_SERVER2", requires = "server1", value_name = "URI")]
+    server2: Option<Location>,
+    /// How long to wait for running servers to be healthy
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    wait: Duration,
+    /// Leave the demo's tables and exchanger where they are
+    #[arg(long)]
+    keep: bool,
+    /// Write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the report as Markdown
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    #[command(flatten)]
+    login: super::connect::LoginArguments,
+}
+
+/// Exit code 0 only if everything was verified.
+pub(super) async fn run(arguments: Arguments) -> Result<ExitCode> {
+    let servers = match (&arguments.server1, &arguments.server2) {
+        (Some(first), Some(second)) => {
+            Servers::running([first.clone(), second.clone()], arguments.login.login()?, arguments.wait).await?
+        }
+        _ => Servers::in_process().await?,
+    };
+    let mut walk = Walk::new(&servers, arguments.rows, arguments.parquet.clone()).await?;
+    let walked = walk.run().await;
+    if !arguments.keep {
+        walk.clean_up().await;
+    }
+    let report = walk.report();
+    drop(walk);
+    servers.stop().await?;
+    walked?;
+    print!("\n{}", report.text());
+    write(arguments.json.as_ref(), || report.json())?;
+    write(arguments.markdown.as_ref(), || report.markdown())?;
+    Ok(if report.verified() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn write(path: Option<&PathBuf>, text: impl Fn() -> String) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    std::fs::write(path, text()).map_err(|error| super::files::io(path, &error)).map_err(|error| match error {
+        Error::Io(message) => Error::Io(format!("cannot write the report: {message}")),
+        other => other,
+    })
+}
+
+/// A report that has measured nothing yet.
+fn empty_report(servers: &Servers, source: String) -> Report {
+    Report::new(servers.describe(), source)
+}

@@ -1,0 +1,151 @@
+//! The command line: data on standard output, everything else on standard error.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong use or configuration, 3 not reachable or not ready, 4 not logged in or not
+//! allowed, 5 not found, 130 interrupted.
+
+mod actions;
+mod config;
+mod connect;
+mod demo;
+mod exchange;
+mod files;
+mod health;
+mod progress;
+mod put;
+mod query;
+mod serve;
+mod transfer;
+mod user;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use tonic::Code;
+
+use crate::error::{Error, Result};
+
+/// Moves data between DuckDB databases over Apache Arrow Flight.
+#[derive(Parser)]
+#[command(
+    name = "mallard",
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong use or configuration, \
+3 not reachable or not ready, 4 not logged in or not allowed, 5 not found, 130 interrupted."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve a DuckDB database.
+    Serve(serve::Arguments),
+    /// Run one SQL statement and show or save its rows.
+    Query(query::Arguments),
+    /// Store a file (Parquet, CSV, JSON, Arrow) in a table, all of it or nothing.
+    Put(put::Arguments),
+    /// Send rows through an exchanger and show or save what comes back.
+    Exchange(exchange::Arguments),
+    /// Make one server pull a table or query from another, verified by count and hash.
+    Transfer(transfer::Arguments),
+    /// List a server's actions, or run one.
+    Actions(actions::Arguments),
+    /// Ask a server whether it serves (gRPC health); exit code 0 or 3.
+    Health(health::Arguments),
+    /// Move and verify 24 million rows between two servers, and measure it.
+    Demo(demo::Arguments),
+    /// Show or check the configuration.
+    Config(config::Arguments),
+    /// Manage users.
+    User(user::Arguments),
+    /// Print shell completions.
+    Completions { shell: clap_complete::Shell },
+}
+
+/// Parses, runs, and turns the outcome into an exit code.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(dispatch(arguments.command));
+    // A silent connection's task is not waited for.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    code
+}
+
+async fn dispatch(command: Command) -> ExitCode {
+    match command {
+        // These have an end of their own.
+        Command::Serve(arguments) => return serve::run(arguments).await,
+        Command::Config(arguments) => return config::run(&arguments),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "mallard", &mut std::io::stdout());
+            return ExitCode::SUCCESS;
+        }
+        command => tokio::select! {
+            outcome = run(command) => finish(outcome),
+            _ = tokio::signal::ctrl_c() => {
+                // The command is dropped, and its cancellation has this long to reach the server.
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                eprintln!("interrupted");
+                ExitCode::from(130)
+            }
+        },
+    }
+}
+
+async fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Query(arguments) => query::run(arguments).await.map(done),
+        Command::Put(arguments) => put::run(arguments).await.map(done),
+        Command::Exchange(arguments) => exchange::run(arguments).await.map(done),
+        Command::Transfer(arguments) => transfer::run(arguments).await.map(done),
+        Command::Actions(arguments) => actions::run(arguments).await.map(done),
+        Command::User(arguments) => user::run(&arguments).map(done),
+        Command::Health(arguments) => health::run(&arguments).await,
+        Command::Demo(arguments) => demo::run(arguments).await,
+        Command::Serve(_) | Command::Config(_) | Command::Completions { .. } => unreachable!("handled by dispatch"),
+    }
+}
+
+fn done((): ()) -> ExitCode {
+    ExitCode::SUCCESS
+}
+
+fn finish(outcome: Result<ExitCode>) -> ExitCode {
+    let error = match outcome {
+        Ok(code) => return code,
+        Err(error) => error,
+    };
+    eprintln!("error: {error}");
+    if let Some(next) = what_next(&error) {
+        eprintln!("  {next}");
+    }
+    ExitCode::from(exit_code(&error))
+}
+
+fn exit_code(error: &Error) -> u8 {
+    match error.code() {
+        Code::Unavailable | Code::DeadlineExceeded => 3,
+        Code::Unauthenticated | Code::PermissionDenied => 4,
+        Code::NotFound => 5,
+        _ => 1,
+    }
+}
+
+fn what_next(error: &Error) -> Option<&'static str> {
+    match error.code() {
+        Code::Unavailable => Some("is the server running there? `mallard health URI` asks it"),
+        Code::Unauthenticated => {
+            Some("log in with --user NAME and the password in MALLARD_PASSWORD, --password-file, or at the prompt")
+        }
+        Code::ResourceExhausted => Some("the server's limits are in its configuration: `mallard config show`"),
+        _ => None,
+    }
+}

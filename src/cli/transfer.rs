@@ -1,0 +1,100 @@
+//! `mallard transfer`
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use futures::StreamExt;
+use serde_json::json;
+
+use super::{
+    connect::{LoginArguments, login},
+    progress::{Meter, grouped},
+};
+use crate::{
+    error::{Error, Result},
+    location::Location,
+    transfer::Progress,
+};
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Server to read from, as the other server reaches it
+    from: Location,
+    /// Server that pulls
+    to: Location,
+    /// Table to transfer
+    #[arg(long, required_unless_present = "query", conflicts_with = "query")]
+    table: Option<String>,
+    /// SQL whose rows to transfer; needs --into
+    #[arg(long, value_name = "SQL", requires = "into")]
+    query: Option<String>,
+    /// Table to store in; by default the name of --table
+    #[arg(long, value_name = "TABLE")]
+    into: Option<String>,
+    /// What to do with the table there
+    #[arg(long, value_enum, default_value_t = Mode::Create)]
+    mode: Mode,
+    #[command(flatten)]
+    login: LoginArguments,
+    /// User at the server to read from; by default the same login as at the other. Password: MALLARD_FROM_PASSWORD,
+    /// --from-password-file or a prompt
+    #[arg(long, env = "MALLARD_FROM_USER")]
+    from_user: Option<String>,
+    /// File that holds the password of --from-user
+    #[arg(long, env = "MALLARD_FROM_PASSWORD_FILE", value_name = "FILE")]
+    from_password_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Mode {
+    /// It must not exist
+    Create,
+    /// Add to it
+    Append,
+    /// Replace it
+    Replace,
+}
+
+pub(super) async fn run(arguments: Arguments) -> Result<()> {
+    let there = match &arguments.from_user {
+        Some(user) => login(Some(user), arguments.from_password_file.as_ref(), "MALLARD_FROM_PASSWORD")?,
+        None => arguments.login.login()?,
+    };
+    let mode = match arguments.mode {
+        Mode::Create => "create",
+        Mode::Append => "append",
+        Mode::Replace => "replace",
+    };
+    let mut body = json!({"from": arguments.from.to_string(), "mode": mode});
+    let optional = [
+        ("table", arguments.table.as_deref()),
+        ("query", arguments.query.as_deref()),
+        ("to", arguments.into.as_deref()),
+        ("username", there.as_ref().map(|login| login.user.as_str())),
+        ("password", there.as_ref().map(|login| login.password.reveal())),
+    ];
+    for (key, value) in optional {
+        if let Some(value) = value {
+            body[key] = value.into();
+        }
+    }
+    let client = arguments.login.connect(&arguments.to).await?;
+    let meter = Meter::start("transfer", None);
+    let mut steps = client.action("transfer", &body).await?.boxed();
+    let mut last = None;
+    while let Some(step) = steps.next().await {
+        let step: Progress = serde_json::from_slice(&step?)
+            .map_err(|error| Error::Stream(format!("{}: not a transfer's progress: {error}", client.peer())))?;
+        meter.set(step.rows, step.bytes);
+        last = Some(step);
+    }
+    meter.finish();
+    let done = last.filter(|step| step.done);
+    let done = done.ok_or_else(|| Error::Stream(format!("{}: the transfer ended without a result", client.peer())))?;
+    let how = match &done.hash {
+        Some(hash) => format!("verified: count and hash {hash} are equal on both sides"),
+        None => "verified by count only: the values were cast into the existing table".to_string(),
+    };
+    println!("{} rows, {:.1} MB in {:.3} s; {how}", grouped(done.rows), done.bytes as f64 / 1e6, done.seconds);
+    Ok(())
+}

@@ -1,0 +1,707 @@
+//! Configuration: sections, defaults, sources, and validation that reports every mistake at once.
+//!
+//! defaults < `--config FILE` (TOML) < environment `MALLARD__SECTION__KEY` < flags. Figment merges the sources and
+//! remembers where each value came from; the table [`KEYS`] says what each key means. After [`load`] only the checked
+//! [`Config`] travels. `config/mallard.toml` is [`Config::to_toml`] of the defaults, held equal by a test.
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::Path, path::PathBuf, time::Duration};
+
+use figment::{
+    Figment, Metadata, Profile, Provider,
+    providers::{Format, Toml},
+    value::{Dict, Map, Value},
+};
+
+use crate::location::Location;
+
+const ENV_PREFIX: &str = "MALLARD__";
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub server: Server,
+    pub admin: Admin,
+    pub database: Database,
+    pub ingest: Ingest,
+    pub exchange: Exchange,
+    pub auth: Auth,
+    pub limits: Limits,
+    pub log: Log,
+}
+
+#[derive(Debug, Clone)]
+pub struct Server {
+    pub location: Location,
+    pub drain_delay: Span,
+    pub grace_period: Span,
+}
+
+#[derive(Debug, Clone)]
+pub struct Admin {
+    pub listen: Listen,
+}
+
+#[derive(Debug, Clone)]
+pub struct Database {
+    pub path: String,
+    pub threads: usize,
+    pub memory_limit: Option<Size>,
+    pub temp_directory: String,
+    pub max_temp_size: Option<Size>,
+    pub external_access: bool,
+    pub batch_rows: usize,
+}
+
+#[derive(Debug, Clone)]
+pub struct Ingest {
+    pub workers: usize,
+    pub preserve_order: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    pub memory_limit: Size,
+    pub max_registered: usize,
+}
+
+#[derive(Debug, Clone)]
+pub struct Auth {
+    pub enabled: bool,
+    pub allow_anonymous: bool,
+    pub users_file: Option<PathBuf>,
+    pub signing_key: Option<Secret>,
+    pub token_ttl: Span,
+    /// From `auth.users.NAME.password` or `auth.users.NAME.password_hash`.
+    pub users: BTreeMap<String, Credential>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub queries: usize,
+    pub queue: usize,
+    pub queue_timeout: Span,
+    pub statement_timeout: Span,
+    pub max_message_size: Size,
+    pub send_message_size: Size,
+    pub sql_length: Size,
+}
+
+#[derive(Debug, Clone)]
+pub struct Log {
+    pub level: String,
+    pub format: LogFormat,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            server: Server {
+                location: Location::Tcp { host: "127.0.0.1".into(), port: 8815 },
+                drain_delay: Span(Duration::ZERO),
+                grace_period: Span(Duration::from_secs(30)),
+            },
+            admin: Admin { listen: Listen(Some(SocketAddr::from(([127, 0, 0, 1], 9815)))) },
+            database: Database {
+                path: ":memory:".into(),
+                threads: 0,
+                memory_limit: None,
+                temp_directory: String::new(),
+                max_temp_size: None,
+                external_access: false,
+                batch_rows: 61_440,
+            },
+            ingest: Ingest { workers: 2, preserve_order: true },
+            exchange: Exchange { memory_limit: Size::mib(512), max_registered: 1000 },
+            auth: Auth {
+                enabled: false,
+                allow_anonymous: false,
+                users_file: None,
+                signing_key: None,
+                token_ttl: Span(Duration::from_secs(3600)),
+                users: BTreeMap::new(),
+            },
+            limits: Limits {
+                queries: 16,
+                queue: 256,
+                queue_timeout: Span(Duration::from_secs(30)),
+                statement_timeout: Span(Duration::ZERO),
+                max_message_size: Size::mib(64),
+                send_message_size: Size::mib(2),
+                sql_length: Size(256 * 1024),
+            },
+            log: Log { level: "info".into(), format: LogFormat::Text },
+        }
+    }
+}
+
+/// One key: its name, one line why, and how it is read and written.
+struct Key {
+    name: &'static str,
+    why: &'static str,
+    secret: bool,
+    set: fn(&mut Config, &Value) -> Result<(), String>,
+    show: fn(&Config) -> String,
+}
+
+macro_rules! key {
+    ($section:ident . $field:ident, $why:literal $(, $secret:ident)?) => {
+        Key {
+            name: concat!(stringify!($section), ".", stringify!($field)),
+            why: $why,
+            secret: key!(@ $($secret)?),
+            set: |config, value| Setting::read(value).map(|read| config.$section.$field = read),
+            show: |config| config.$section.$field.to_toml(),
+        }
+    };
+    (@ secret) => { true };
+    (@) => { false };
+}
+
+const KEYS: &[Key] = &[
+    key!(
+        server.location,
+        "Where Flight is served: grpc://HOST:PORT, grpc+tcp://HOST:PORT or grpc+unix:///path. Port 0 picks a free one."
+    ),
+    key!(
+        server.drain_delay,
+        "After a stop signal: how long to stay not ready but still accept calls, so that load balancers notice."
+    ),
+    key!(
+        server.grace_period,
+        "After that: how long running streams may go on before they are interrupted. A second signal ends it."
+    ),
+    key!(admin.listen, "Address of /livez, /readyz and /metrics (HTTP, its own thread), or \"off\"."),
+    key!(database.path, "The DuckDB database file, or :memory:."),
+    key!(database.threads, "DuckDB's worker threads; 0 means one per core."),
+    key!(
+        database.memory_limit,
+        "DuckDB's memory limit, such as \"4GiB\"; empty means DuckDB's own default (80 % of memory)."
+    ),
+    key!(
+        database.temp_directory,
+        "Where DuckDB spills to disk; empty means DuckDB's own default (beside the database file)."
+    ),
+    key!(database.max_temp_size, "How much may be spilled to disk; empty means DuckDB's own default."),
+    key!(
+        database.external_access,
+        "Whether SQL may read and write files and attach databases with the server's rights. Every client could then."
+    ),
+    key!(
+        database.batch_rows,
+        "Rows per Arrow record batch on the way out. Divisors of DuckDB's row group (122880) avoid short tails."
+    ),
+    key!(
+        ingest.workers,
+        "DuckDB workers that one incoming stream may use. More speeds up one stream; a slow sender holds as many."
+    ),
+    key!(
+        ingest.preserve_order,
+        "Whether rows are stored in the order they were sent. Turning it off lets workers finish out of order."
+    ),
+    key!(
+        exchange.memory_limit,
+        "DuckDB memory limit of one running SQL exchanger, which has an in-memory DuckDB of its own."
+    ),
+    key!(exchange.max_registered, "How many exchangers clients may register."),
+    key!(auth.enabled, "Whether every Flight call needs an identity. Health checks never do."),
+    key!(auth.allow_anonymous, "Allows listening on an address others can reach although auth.enabled is false."),
+    key!(
+        auth.users_file,
+        "A TOML file of users: one line `name = \"argon2id hash\"` each, made by `mallard user hash`. Empty means none."
+    ),
+    key!(
+        auth.signing_key,
+        "Signs tokens and tickets. With it they survive a restart; without it a random key is made at start.",
+        secret
+    ),
+    key!(auth.token_ttl, "How long a bearer token and a ticket of GetFlightInfo are valid."),
+    key!(limits.queries, "Statements that run at once, each on an engine thread with its own connection."),
+    key!(limits.queue, "Statements that may wait for a free engine thread."),
+    key!(limits.queue_timeout, "How long a statement may wait for a free engine thread."),
+    key!(limits.statement_timeout, "How long one statement may run, its stream included; \"0s\" means no limit."),
+    key!(limits.max_message_size, "Largest gRPC message received. Larger ones end the call with RESOURCE_EXHAUSTED."),
+    key!(
+        limits.send_message_size,
+        "Record batches are split by rows to stay near this size. Stock clients refuse messages above 4 MiB."
+    ),
+    key!(limits.sql_length, "Longest SQL text accepted."),
+    key!(log.level, "Log filter: error, warn, info, debug, trace, or directives such as \"info,mallard=debug\"."),
+    key!(log.format, "Log format on standard error: text or json."),
+];
+
+impl Config {
+    /// Every key with its reason and this configuration's value; secrets are left out.
+    pub fn to_toml(&self) -> String {
+        let mut text = String::from(
+            "# Mallard's configuration: every key, why it is there, and its default.\n\
+             # Sources, later ones win: defaults, `--config FILE`, environment MALLARD__SECTION__KEY, flags.\n\
+             # Sizes are text such as \"512MiB\", durations such as \"30s\". Every secret has a twin ending in _file.\n",
+        );
+        let mut section = "";
+        for key in KEYS {
+            let (head, field) = key.name.split_once('.').expect("every key is section.field");
+            if head != section {
+                text.push_str(&format!("\n[{head}]\n"));
+                section = head;
+            }
+            let off = if key.secret { "# " } else { "" };
+            text.push_str(&format!("# {}\n{off}{field} = {}\n", key.why, (key.show)(self)));
+        }
+        text.push_str(
+            "\n# Users, one table each: password_hash (argon2id, made by `mallard user hash`) or password, or the same\n\
+             # from a file with password_hash_file or password_file. There are none by default.\n\
+             # [auth.users.alice]\n\
+             # password_hash = \"$argon2id$v=19$m=19456,t=2,p=1$...\"\n",
+        );
+        text
+    }
+}
+
+/// A configuration and where each value came from.
+#[derive(Debug)]
+pub struct Loaded {
+    pub config: Config,
+    sources: BTreeMap<String, String>,
+}
+
+impl Loaded {
+    /// One line a key: value and source; secrets redacted.
+    pub fn show(&self) -> String {
+        let mut lines = String::new();
+        let mut line = |name: &str, value: &str| {
+            let source = self.sources.get(name).map_or("default", String::as_str);
+            lines.push_str(&format!("{name} = {value}  # {source}\n"));
+        };
+        for key in KEYS {
+            let value = (key.show)(&self.config);
+            let redacted = if key.secret && value != "\"\"" { "\"(redacted)\"" } else { &value };
+            line(key.name, redacted);
+        }
+        for name in self.sources.keys().filter(|name| name.starts_with("auth.users.")) {
+            line(name, "\"(redacted)\"");
+        }
+        lines
+    }
+}
+
+/// Every mistake found, one a line, each with the source of the value.
+#[derive(Debug)]
+pub struct Mistakes(pub Vec<String>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.join("\n"))
+    }
+}
+
+/// Merges the sources and checks the result. `flags` are keys and their texts.
+pub fn load(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+    flags: &[(&str, String)],
+) -> Result<Loaded, Mistakes> {
+    let mut mistakes = Vec::new();
+    let mut figment = Figment::new();
+    if let Some(path) = file {
+        match std::fs::read_to_string(path) {
+            Ok(text) => match text.parse::<toml::Table>() {
+                Ok(_) => figment = figment.merge(Toml::file_exact(path)),
+                Err(error) => mistakes.push(format!("{}: {error}", path.display())),
+            },
+            Err(error) => mistakes.push(format!("{}: {error}", path.display())),
+        }
+    }
+    let environment: Vec<(String, String)> = environment
+        .into_iter()
+        .filter_map(|(name, value)| {
+            let key = name.strip_prefix(ENV_PREFIX)?.to_lowercase().replace("__", ".");
+            Some((key, value))
+        })
+        .collect();
+    figment = figment.merge(Texts { origin: "environment", values: environment });
+    let flags = flags.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
+    figment = figment.merge(Texts { origin: "command line", values: flags });
+
+    let mut leaves = Vec::new();
+    match figment.data() {
+        Ok(mut profiles) => flatten("", profiles.remove(&Profile::Default).unwrap_or_default(), &mut leaves),
+        Err(error) => mistakes.extend(error.into_iter().map(|error| error.to_string())),
+    }
+
+    let mut config = Config::default();
+    let mut sources = BTreeMap::new();
+    let given: Vec<String> = leaves.iter().map(|(name, _)| name.clone()).collect();
+    for (name, value) in leaves {
+        let source = figment.get_metadata(value.tag()).map_or("unknown source".into(), |from| origin(from, &name));
+        if let Err(mistake) = set(&mut config, &name, &value, &given) {
+            mistakes.push(format!("{name}: {mistake} (from {source})"));
+        }
+        sources.insert(name, source);
+    }
+    if mistakes.is_empty() {
+        check(&config, &sources, &mut mistakes);
+    }
+    if mistakes.is_empty() { Ok(Loaded { config, sources }) } else { Err(Mistakes(mistakes)) }
+}
+
+/// Puts one value into its place. `given` are all names, to notice a secret that is given twice.
+fn set(config: &mut Config, name: &str, value: &Value, given: &[String]) -> Result<(), String> {
+    if let Some(key) = KEYS.iter().find(|key| key.name == name) {
+        return (key.set)(config, value);
+    }
+    let plain = name.strip_suffix("_file");
+    if let Some(key) = KEYS.iter().find(|key| key.secret && Some(key.name) == plain) {
+        if given.iter().any(|other| other == key.name) {
+            return Err(format!("is given beside {}; give one of them", key.name));
+        }
+        return (key.set)(config, &Value::from(read_secret(value)?));
+    }
+    if let Some((user, field)) = name.strip_prefix("auth.users.").and_then(|rest| rest.rsplit_once('.')) {
+        let text = match field.strip_suffix("_file") {
+            Some(_) => read_secret(value)?,
+            None => String::read(value)?,
+        };
+        let credential = match field.trim_end_matches("_file") {
+            "password" if text.is_empty() => return Err("is empty".into()),
+            "password" => Credential::Password(Secret(text)),
+            "password_hash" => Credential::Hash(Secret(text)),
+            _ => {
+                return Err(
+                    "unknown key; a user has password, password_hash, password_file or password_hash_file".into()
+                );
+            }
+        };
+        if config.auth.users.insert(user.to_string(), credential).is_some() {
+            return Err(format!("user {user} has more than one password or hash; give one of them"));
+        }
+        return Ok(());
+    }
+    let nearest = KEYS
+        .iter()
+        .map(|key| (strsim::damerau_levenshtein(key.name, name), key.name))
+        .min()
+        .filter(|(distance, _)| *distance <= name.len() / 2);
+    Err(match nearest {
+        Some((_, nearest)) => format!("unknown key; did you mean {nearest}?"),
+        None => "unknown key".into(),
+    })
+}
+
+/// What no single key can see.
+fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec<String>) {
+    let source = |key: &str| sources.get(key).map_or("default", String::as_str).to_string();
+    let auth = &config.auth;
+    if auth.enabled && auth.users.is_empty() && auth.users_file.is_none() {
+        mistakes.push(format!(
+            "auth.enabled: is true but there is no user, so nobody could log in; add auth.users.NAME.password_hash \
+             (made by `mallard user hash`) or auth.users_file (from {})",
+            source("auth.enabled")
+        ));
+    }
+    if !config.server.location.is_local() && !auth.enabled && !auth.allow_anonymous {
+        mistakes.push(format!(
+            "server.location: {} can be reached by others and authentication is off; set auth.enabled = true, or \
+             auth.allow_anonymous = true if everyone may do everything (from {})",
+            config.server.location,
+            source("server.location")
+        ));
+    }
+    for (key, value) in [
+        ("database.batch_rows", config.database.batch_rows),
+        ("ingest.workers", config.ingest.workers),
+        ("limits.queries", config.limits.queries),
+    ] {
+        if value == 0 {
+            mistakes.push(format!("{key}: must be at least 1 (from {})", source(key)));
+        }
+    }
+    if auth.token_ttl.0.is_zero() {
+        mistakes.push(format!("auth.token_ttl: must be longer than 0s (from {})", source("auth.token_ttl")));
+    }
+    if auth.signing_key.as_ref().is_some_and(|key| key.reveal().len() < 16) {
+        mistakes
+            .push(format!("auth.signing_key: must be at least 16 bytes long (from {})", source("auth.signing_key")));
+    }
+}
+
+fn read_secret(value: &Value) -> Result<String, String> {
+    let path = String::read(value)?;
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_string()),
+        Err(error) => Err(format!("cannot read {path}: {error}")),
+    }
+}
+
+fn flatten(prefix: &str, dict: Dict, leaves: &mut Vec<(String, Value)>) {
+    for (name, value) in dict {
+        let path = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
+        match value {
+            Value::Dict(_, inner) => flatten(&path, inner, leaves),
+            leaf => leaves.push((path, leaf)),
+        }
+    }
+}
+
+/// Where a value came from, as its user would say it.
+fn origin(metadata: &Metadata, name: &str) -> String {
+    match metadata.name.as_ref() {
+        "environment" => format!("environment {ENV_PREFIX}{}", name.to_uppercase().replace('.', "__")),
+        "command line" => "command line".to_string(),
+        _ => metadata.source.as_ref().map_or(metadata.name.to_string(), ToString::to_string),
+    }
+}
+
+/// Values that are texts whatever they look like: an all-digit password stays one.
+struct Texts {
+    origin: &'static str,
+    values: Vec<(String, String)>,
+}
+
+impl Provider for Texts {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.origin)
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let mut root = Dict::new();
+        for (key, value) in &self.values {
+            let mut dict = &mut root;
+            let mut parts: Vec<&str> = key.split('.').collect();
+            let last = parts.pop().expect("split yields at least one part");
+            for part in parts {
+                let entry = dict.entry(part.to_string()).or_insert_with(|| Value::from(Dict::new()));
+                let Value::Dict(_, inner) = entry else {
+                    return Err(format!("{key}: {part} is a value, not a section").into());
+                };
+                dict = inner;
+            }
+            dict.insert(last.to_string(), Value::from(value.as_str()));
+        }
+        Ok(Profile::Default.collect(root))
+    }
+}
+
+// === what values look like ===
+
+/// A value as a key reads it from any source and writes it as TOML.
+trait Setting: Sized {
+    fn read(value: &Value) -> Result<Self, String>;
+    fn to_toml(&self) -> String;
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_string()).to_string()
+}
+
+impl Setting for String {
+    fn read(value: &Value) -> Result<Self, String> {
+        value.as_str().map(str::to_string).ok_or_else(|| "must be a text in quotes".to_string())
+    }
+
+    fn to_toml(&self) -> String {
+        quoted(self)
+    }
+}
+
+impl Setting for bool {
+    fn read(value: &Value) -> Result<Self, String> {
+        let text = value.as_str().map(str::to_lowercase);
+        match (value.to_bool(), text.as_deref()) {
+            (Some(flag), _) => Ok(flag),
+            (None, Some("true")) => Ok(true),
+            (None, Some("false")) => Ok(false),
+            _ => Err("must be true or false".into()),
+        }
+    }
+
+    fn to_toml(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Setting for usize {
+    fn read(value: &Value) -> Result<Self, String> {
+        let number = match value.as_str() {
+            Some(text) => text.parse().ok(),
+            None => value.to_u128().and_then(|number| usize::try_from(number).ok()),
+        };
+        number.ok_or_else(|| "must be a whole number from 0".to_string())
+    }
+
+    fn to_toml(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// An optional value; the empty text means there is none.
+impl<T: Setting> Setting for Option<T> {
+    fn read(value: &Value) -> Result<Self, String> {
+        if value.as_str() == Some("") { Ok(None) } else { T::read(value).map(Some) }
+    }
+
+    fn to_toml(&self) -> String {
+        self.as_ref().map_or_else(|| quoted(""), Setting::to_toml)
+    }
+}
+
+impl Setting for PathBuf {
+    fn read(value: &Value) -> Result<Self, String> {
+        String::read(value).map(PathBuf::from)
+    }
+
+    fn to_toml(&self) -> String {
+        quoted(&self.to_string_lossy())
+    }
+}
+
+impl Setting for Location {
+    fn read(value: &Value) -> Result<Self, String> {
+        String::read(value)?.parse()
+    }
+
+    fn to_toml(&self) -> String {
+        quoted(&self.to_string())
+    }
+}
+
+/// A number of bytes, written as "512MiB".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl Size {
+    pub const fn mib(count: u64) -> Self {
+        Self(count * 1024 * 1024)
+    }
+
+    pub fn bytes(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mut number, mut unit) = (self.0, "B");
+        for next in ["KiB", "MiB", "GiB", "TiB"] {
+            if number == 0 || number % 1024 != 0 {
+                break;
+            }
+            (number, unit) = (number / 1024, next);
+        }
+        write!(f, "{number}{unit}")
+    }
+}
+
+impl Setting for Size {
+    fn read(value: &Value) -> Result<Self, String> {
+        let text = value.as_str().ok_or("must be a size in quotes, such as \"512MiB\"")?;
+        let size: bytesize::ByteSize =
+            text.parse().map_err(|_| format!("\"{text}\" is not a size such as \"512MiB\""))?;
+        Ok(Self(size.as_u64()))
+    }
+
+    fn to_toml(&self) -> String {
+        quoted(&self.to_string())
+    }
+}
+
+/// A duration, written as "30s".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl Span {
+    /// `None` where zero means no limit.
+    pub fn limit(self) -> Option<Duration> {
+        (!self.0.is_zero()).then_some(self.0)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", humantime::format_duration(self.0))
+    }
+}
+
+impl Setting for Span {
+    fn read(value: &Value) -> Result<Self, String> {
+        let text = value.as_str().ok_or("must be a duration in quotes, such as \"30s\"")?;
+        humantime::parse_duration(text).map(Self).map_err(|_| format!("\"{text}\" is not a duration such as \"30s\""))
+    }
+
+    fn to_toml(&self) -> String {
+        quoted(&self.to_string())
+    }
+}
+
+/// An address to listen on, or none for "off".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen(pub Option<SocketAddr>);
+
+impl Setting for Listen {
+    fn read(value: &Value) -> Result<Self, String> {
+        let text = String::read(value)?;
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        text.parse().map(|address| Self(Some(address))).map_err(|_| format!("\"{text}\" is neither IP:PORT nor off"))
+    }
+
+    fn to_toml(&self) -> String {
+        quoted(&self.0.map_or("off".to_string(), |address| address.to_string()))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Setting for LogFormat {
+    fn read(value: &Value) -> Result<Self, String> {
+        match value.as_str() {
+            Some("text") => Ok(Self::Text),
+            Some("json") => Ok(Self::Json),
+            _ => Err("must be \"text\" or \"json\"".into()),
+        }
+    }
+
+    fn to_toml(&self) -> String {
+        quoted(if *self == Self::Json { "json" } else { "text" })
+    }
+}
+
+/// A text that never shows itself.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(redacted)")
+    }
+}
+
+impl Setting for Secret {
+    fn read(value: &Value) -> Result<Self, String> {
+        String::read(value).map(Self)
+    }
+
+    fn to_toml(&self) -> String {
+        quoted(&self.0)
+    }
+}
+
+/// How a user of the configuration proves who they are.
+#[derive(Debug, Clone)]
+pub enum Credential {
+    Password(Secret),
+    Hash(Secret),
+}

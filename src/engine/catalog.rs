@@ -1,0 +1,166 @@
+//! Names, tables and schemas, told without running anything of the client's.
+
+use arrow_array::{Array, cast::AsArray};
+use arrow_schema::{Schema, SchemaRef};
+use duckdb::{Parameters, connection::Connection, qualified_name::QualifiedName, statement::Statement};
+
+use super::{Engine, Shared, arrow::Importer, query::status_schema, statement};
+use crate::error::{Error, Result};
+
+/// A table's name in one to three parts, outermost first; never pasted into SQL unquoted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableName(Vec<String>);
+
+impl TableName {
+    /// From a descriptor's path: `[table]`, `[schema, table]` or `[catalog, schema, table]`.
+    pub fn from_path(parts: &[String]) -> Result<Self> {
+        if parts.is_empty() || parts.len() > 3 || parts.iter().any(|part| part.is_empty() || part.contains('\0')) {
+            return Err(Error::invalid(format!(
+                "a table's path has one to three parts and none is empty; this one is {parts:?}"
+            )));
+        }
+        Ok(Self(parts.to_vec()))
+    }
+
+    /// From text with dotted parts, quoted as in SQL where needed.
+    pub fn parse(text: &str) -> Result<Self> {
+        let wrong = |_| Error::invalid(format!("\"{text}\" is not a table's name"));
+        let parts = QualifiedName::from_sql(text).and_then(|name| name.parts()).map_err(wrong)?;
+        Self::from_path(&parts)
+    }
+
+    /// As SQL.
+    pub fn sql(&self) -> String {
+        self.0.iter().map(|part| quote(part)).collect::<Vec<_>>().join(".")
+    }
+
+    pub fn parts(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for TableName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "\"{}\"", self.0.join("."))
+    }
+}
+
+/// An identifier as SQL.
+pub fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+/// A text literal as SQL.
+pub fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+impl Engine {
+    /// The schema that [`Engine::query`] would answer with; the statement is planned and not run.
+    pub async fn schema(&self, sql: &str) -> Result<SchemaRef> {
+        statement::check_text(&self.shared, sql)?;
+        let sql = sql.to_string();
+        self.call(move |shared, connection| schema(shared, connection, &sql)).await
+    }
+
+    /// The tables and views whose `schema.table` matches the glob.
+    pub async fn tables(&self, glob: &str) -> Result<Vec<(TableName, SchemaRef)>> {
+        let glob = glob.to_string();
+        self.call(move |shared, connection| {
+            let listed = shared.rows(
+                connection,
+                "SELECT schema_name, name FROM (\
+                   SELECT schema_name, table_name AS name FROM duckdb_tables() \
+                   WHERE NOT internal AND database_name = current_database() \
+                   UNION ALL SELECT schema_name, view_name FROM duckdb_views() \
+                   WHERE NOT internal AND database_name = current_database()) \
+                 WHERE schema_name || '.' || name GLOB $1 ORDER BY ALL",
+                Parameters::positional(&[&glob]),
+            )?;
+            let mut tables = Vec::with_capacity(listed.len());
+            for row in listed {
+                let name = TableName::from_path(&row)?;
+                let schema = schema(shared, connection, &format!("SELECT * FROM {}", name.sql()))?;
+                tables.push((name, schema));
+            }
+            Ok(tables)
+        })
+        .await
+    }
+
+    /// The first row of a small query of ours, as texts.
+    pub async fn row(&self, sql: String) -> Result<Vec<String>> {
+        self.call(move |shared, connection| {
+            let rows = shared.rows(connection, &sql, Parameters::None)?;
+            rows.into_iter().next().ok_or_else(|| Error::internal("a query of ours answered no row"))
+        })
+        .await
+    }
+}
+
+/// The answer's schema: DuckDB binds the statement, and an empty query of the same types shows them as Arrow.
+fn schema(shared: &Shared, connection: &Connection, sql: &str) -> Result<SchemaRef> {
+    let statement = statement::parse(shared, connection, sql)?;
+    let bound = statement.bind(connection).map_err(|error| shared.cause(&error))?;
+    if !statement::answers_rows(connection, &statement)? {
+        return Ok(status_schema());
+    }
+    let types = types_of(shared, &bound.schema)?;
+    let mut selected = Vec::new();
+    for (index, duckdb_type) in types.iter().enumerate() {
+        let name = bound.schema.name(index).map_err(|error| shared.cause(&error))?;
+        selected.push(format!("NULL::{duckdb_type} AS {}", quote(if name.is_empty() { " " } else { name })));
+    }
+    if selected.is_empty() {
+        return Ok(Schema::empty().into());
+    }
+    let empty = format!("SELECT {} LIMIT 0", selected.join(", "));
+    let result = connection.arrow_query(empty, Parameters::None, None).map_err(|error| shared.cause(&error))?;
+    let mut importer = Importer::new(result.schema().map_err(|error| shared.cause(&error))?)?;
+    importer.annotate(&types);
+    Ok(importer.schema())
+}
+
+/// DuckDB's types of a statement's columns, as text.
+///
+/// Asked while the statement's result is live, and a connection has one live result at a time: this takes another.
+pub(super) fn column_types(shared: &Shared, statement: &Statement<'_>) -> Result<Vec<String>> {
+    let other = shared.connect()?;
+    let sql = statement.get_text().map_err(|error| shared.cause(&error))?;
+    let statement = statement::parse(shared, &other, sql)?;
+    let bound = statement.bind(&other).map_err(|error| shared.cause(&error))?;
+    types_of(shared, &bound.schema)
+}
+
+fn types_of(shared: &Shared, schema: &duckdb::schema::Schema) -> Result<Vec<String>> {
+    let fields = schema.get_all().map_err(|error| shared.cause(&error))?;
+    fields.into_iter().map(|(_, field)| field.to_text().map_err(|error| shared.cause(&error))).collect()
+}
+
+impl Shared {
+    /// All rows of a small query of ours, each value as text.
+    pub(super) fn rows(
+        &self,
+        connection: &Connection,
+        sql: &str,
+        parameters: Parameters<'_>,
+    ) -> Result<Vec<Vec<String>>> {
+        let cause = |error: duckdb::Error| self.cause(&error);
+        let mut result = connection.arrow_query(sql, parameters, None).map_err(cause)?;
+        let importer = Importer::new(result.schema().map_err(cause)?)?;
+        let mut rows = Vec::new();
+        while let Some(array) = result.next_array().map_err(cause)? {
+            let batch = importer.batch(array)?;
+            for row in 0..batch.num_rows() {
+                let mut values = Vec::with_capacity(batch.num_columns());
+                for column in batch.columns() {
+                    let text = arrow_cast::cast(column, &arrow_schema::DataType::Utf8).map_err(Error::internal)?;
+                    let text = text.as_string::<i32>();
+                    values.push(if text.is_null(row) { String::new() } else { text.value(row).to_string() });
+                }
+                rows.push(values);
+            }
+        }
+        Ok(rows)
+    }
+}

@@ -1,0 +1,45 @@
+//! DuckDB's error codes as causes.
+
+use duckdb::error::DuckDBError as Code;
+
+use crate::error::Error;
+
+/// Paths of the server's own that no message may show.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Redact(Vec<String>);
+
+impl Redact {
+    pub(super) fn new(paths: impl IntoIterator<Item = String>) -> Self {
+        let mut paths: Vec<String> = paths.into_iter().filter(|path| path.len() > 1 && path != ":memory:").collect();
+        paths.sort_by_key(|path| std::cmp::Reverse(path.len()));
+        Self(paths)
+    }
+
+    fn clean(&self, message: &str) -> String {
+        self.0.iter().fold(message.to_string(), |text, path| text.replace(path, "(server path)"))
+    }
+
+    /// The cause behind what DuckDB said. The match names every class of DuckDB's codes that means something to a
+    /// client; what is left is a statement that DuckDB did not accept.
+    pub(super) fn cause(&self, error: &duckdb::Error) -> Error {
+        let message = self.clean(&error.message);
+        let lower = message.to_lowercase();
+        if lower.contains("database has been invalidated") {
+            return Error::Broken(message);
+        }
+        match error.code {
+            Code::RuntimeInterrupt => Error::Cancelled,
+            Code::RuntimeFatal => Error::Broken(message),
+            Code::RuntimeInternal | Code::RuntimeNullPointer | Code::Api => Error::Internal(message),
+            Code::DatabaseConstraint => Error::Constraint(message),
+            Code::DatabaseTransaction => Error::Conflict(message),
+            Code::DatabaseCatalog if lower.contains("does not exist") => Error::NotFound(message),
+            Code::DatabaseCatalog if lower.contains("already exists") => Error::Exists(message),
+            Code::ConfigurationPermission => Error::Denied(message),
+            Code::ResourceOutOfMemory => Error::Limit { what: message, key: "database.memory_limit" },
+            Code::QueryNotImplemented => Error::Unsupported(message),
+            Code::IoReadFailure | Code::IoEof | Code::IoGeneral | Code::IoNetwork | Code::IoHttp => Error::Io(message),
+            _ => Error::Sql(message),
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! A stream into a table, in one transaction that the caller decides on.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+    mpsc,
+};
+
+use arrow_schema::SchemaRef;
+use duckdb::{Parameters, connection::Connection};
+use tokio::sync::oneshot;
+
+use super::{
+    Engine, Shared,
+    arrow::DUCKDB_TYPE,
+    catalog::{TableName, quote},
+    columns::{self, Column},
+    pool::{Cancel, CancelOnDrop},
+    source::Source,
+};
+use crate::{
+    error::{Error, Result},
+    stream::{RecordBatchStream, batch_bytes},
+};
+
+/// What becomes of a table that exists already, or does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Create it if it is missing, else append to it.
+    CreateOrAppend,
+    /// Create it; a table of that name is an error.
+    Create,
+    /// Create it in place of a table of that name.
+    Replace,
+}
+
+/// Row count and an order-independent hash of rows: the sum of DuckDB's hash of each row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fingerprint {
+    pub rows: u64,
+    pub hash: i128,
+}
+
+impl Fingerprint {
+    /// The SQL that computes it over a relation (a table's name or a subquery in parentheses).
+    pub fn sql(relation: &str) -> String {
+        format!("SELECT count(*)::VARCHAR, coalesce(sum(hash(mallard_row)), 0)::VARCHAR FROM {relation} AS mallard_row")
+    }
+
+    pub fn from_row(row: &[String]) -> Result<Self> {
+        let parsed = match row {
+            [rows, hash] => rows.parse().ok().zip(hash.parse().ok()),
+            _ => None,
+        };
+        let (rows, hash) = parsed.ok_or_else(|| Error::internal(format!("not a fingerprint: {row:?}")))?;
+        Ok(Self { rows, hash })
+    }
+}
+
+/// Rows that are in a transaction and wait for [`Staged::commit`]. Dropping it rolls everything back.
+pub struct Staged {
+    pub rows: u64,
+    pub bytes: u64,
+    /// What the transaction added, if it was asked for; `None` where values were cast on the way.
+    pub fingerprint: Option<Fingerprint>,
+    decision: mpsc::Sender<()>,
+    done: oneshot::Receiver<Result<()>>,
+    guard: CancelOnDrop,
+}
+
+impl Staged {
+    /// Makes the rows durable.
+    pub async fn commit(self) -> Result<()> {
+        let Self { decision, done, guard, .. } = self;
+        // If the engine thread is gone, `done` says why.
+        let _ = decision.send(());
+        let outcome = done.await.map_err(|_| Error::internal("an engine thread ended without an answer"))?;
+        drop(guard);
+        outcome
+    }
+}
+
+struct Report {
+    rows: u64,
+    fingerprint: Option<Fingerprint>,
+}
+
+impl Engine {
+    /// Moves the stream into `table`, all in one transaction that is still open when this returns.
+    pub async fn ingest(
+        &self,
+        table: &TableName,
+        mode: Mode,
+        input: RecordBatchStream,
+        verify: bool,
+    ) -> Result<Staged> {
+        let schema = input.schema();
+        if schema.fields().is_empty() {
+            return Err(Error::invalid("the stream has no columns; a table needs at least one"));
+        }
+        let slot = self.pool.slot().await?;
+        let cancel = self.pool.cancel_handle();
+        let guard = CancelOnDrop(cancel.clone());
+        let config = &self.shared.config.ingest;
+        let (source, feed) = self.sources.add(schema.clone(), config.workers, config.preserve_order);
+        let failure = source.failure.clone();
+        let (report, staged) = oneshot::channel();
+        let (decision, decided) = mpsc::channel();
+        let (outcome, done) = oneshot::channel();
+        let shared = self.shared.clone();
+        let table = table.clone();
+        self.pool.run(slot, move || {
+            let work = Work { shared: &shared, source, schema, table, mode, verify };
+            let finished = work.run(&cancel, report, &decided);
+            // A receiver that is gone needs no answer.
+            let _ = outcome.send(shared.finish(finished));
+        });
+
+        let bytes = Arc::new(AtomicU64::new(0));
+        let counted = bytes.clone();
+        let input = input.inspect(move |batch| {
+            counted.fetch_add(batch_bytes(batch), Ordering::Relaxed);
+        });
+        // The pump ends by itself when the thread stops reading.
+        feed.pump(input).await;
+        match staged.await {
+            Ok(Report { rows, fingerprint }) => {
+                let bytes = bytes.load(Ordering::Relaxed);
+                Ok(Staged { rows, bytes, fingerprint, decision, done, guard })
+            }
+            Err(_no_report) => {
+                let outcome = done.await.map_err(|_| Error::internal("an engine thread ended without an answer"))?;
+                let error = outcome.err().unwrap_or_else(|| Error::internal("an ingest ended without a report"));
+                Err(failure.or(error))
+            }
+        }
+    }
+}
+
+/// One ingest on its engine thread.
+struct Work<'a> {
+    shared: &'a Shared,
+    source: Source,
+    schema: SchemaRef,
+    table: TableName,
+    mode: Mode,
+    verify: bool,
+}
+
+impl Work<'_> {
+    fn run(self, cancel: &Cancel, report: oneshot::Sender<Report>, decided: &mpsc::Receiver<()>) -> Result<()> {
+        let connection = self.shared.connect()?;
+        cancel.arm(connection.interrupt_handle())?;
+        self.shared.execute(&connection, "BEGIN TRANSACTION")?;
+        let staged = self.stage(&connection, cancel).and_then(|staged| {
+            report.send(staged).map_err(|_| Error::Cancelled)?;
+            // The sender is dropped without a word when the caller gives up.
+            decided.recv().map_err(|_| Error::Cancelled)
+        });
+        match staged {
+            Ok(()) => self.shared.execute(&connection, "COMMIT").map(|_| ()),
+            Err(error) => {
+                // A failed transaction is rolled back by DuckDB when the connection closes, too.
+                let _ = self.shared.execute(&connection, "ROLLBACK");
+                Err(error)
+            }
+        }
+    }
+
+    fn stage(&self, connection: &Connection, cancel: &Cancel) -> Result<Report> {
+        let (shared, table) = (self.shared, self.table.sql());
+        let call = self.source.call();
+        let source = shared.bind(connection, &format!("SELECT * FROM {call}"))?;
+        let existing = match self.mode {
+            Mode::CreateOrAppend => match shared.bind(connection, &format!("SELECT * FROM {table}")) {
+                Ok(schema) => Some(schema),
+                Err(Error::NotFound(_)) => None,
+                Err(error) => return Err(error),
+            },
+            Mode::Create | Mode::Replace => None,
+        };
+        let columns = match &existing {
+            Some(existing) => columns::fitted(shared, &source, existing, &self.table.to_string())?,
+            None => {
+                let declared: Vec<Option<String>> =
+                    self.schema.fields().iter().map(|field| field.metadata().get(DUCKDB_TYPE).cloned()).collect();
+                columns::as_sent(connection, &source, &declared)?
+            }
+        };
+        let select = select_list(&columns);
+        if existing.is_none() {
+            let create = if self.mode == Mode::Replace { "CREATE OR REPLACE TABLE" } else { "CREATE TABLE" };
+            // Not CREATE TABLE AS .. WITH NO DATA over the stream: with DuckDB 2.0.0 that left an empty first row group,
+            // and the rows of a parallel insert in the same transaction lay behind it, where no scan found them.
+            let declared: Vec<String> =
+                columns.iter().map(|column| format!("{} {}", quote(&column.name), column.duckdb_type)).collect();
+            shared.execute(connection, &format!("{create} {table} ({})", declared.join(", ")))?;
+        }
+        let comparable = self.verify && columns.iter().all(|column| column.exact);
+        let before = match (&existing, comparable) {
+            (Some(_), true) => self.fingerprint(connection, &table)?,
+            _ => Fingerprint { rows: 0, hash: 0 },
+        };
+        let names: Vec<String> = columns.iter().map(|column| quote(&column.name)).collect();
+        let insert = format!("INSERT INTO {table} ({}) SELECT {select} FROM {call}", names.join(", "));
+        let mut result = connection.query(insert, Parameters::None).map_err(|error| shared.cause(&error))?;
+        cancel.check()?;
+        let rows = result.drain().map_err(|error| shared.cause(&error))? as u64;
+        drop(result);
+        let fingerprint = if comparable {
+            let after = self.fingerprint(connection, &table)?;
+            Some(Fingerprint { rows: after.rows - before.rows, hash: after.hash - before.hash })
+        } else {
+            None
+        };
+        Ok(Report { rows, fingerprint })
+    }
+
+    fn fingerprint(&self, connection: &Connection, table: &str) -> Result<Fingerprint> {
+        let rows = self.shared.rows(connection, &Fingerprint::sql(table), Parameters::None)?;
+        Fingerprint::from_row(rows.first().map_or(&[], Vec::as_slice))
+    }
+}
+
+fn select_list(columns: &[Column]) -> String {
+    let selected: Vec<String> =
+        columns.iter().map(|column| format!("{} AS {}", column.expression, quote(&column.name))).collect();
+    selected.join(", ")
+}

@@ -1,0 +1,160 @@
+//! The only folder that knows DuckDB: open, engine threads, statement -> stream, stream -> table, catalog.
+//!
+//! It knows no Flight and no gRPC. Every statement has a connection of its own, so that nothing a client sets or
+//! leaves behind meets another client's statement.
+
+mod arrow;
+mod catalog;
+mod columns;
+mod error;
+mod files;
+mod ingest;
+mod open;
+mod pool;
+mod query;
+mod sandbox;
+mod source;
+mod statement;
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use duckdb::{Parameters, connection::Connection, instance::Instance};
+use tokio::sync::oneshot;
+
+pub use catalog::{TableName, literal, quote};
+pub use files::FileFormat;
+pub use ingest::{Fingerprint, Mode, Staged};
+pub use query::status_schema;
+
+use crate::{
+    config::Config,
+    error::{Error, Result},
+    telemetry::Metrics,
+};
+use error::Redact;
+use pool::{CancelOnDrop, Pool, lock};
+use source::Sources;
+
+/// One open DuckDB database and the threads that run its statements.
+pub struct Engine {
+    shared: Arc<Shared>,
+    pool: Pool,
+    sources: Sources,
+}
+
+/// What engine threads share.
+struct Shared {
+    /// `None` once the engine is closed. An instance is not `Sync`, so a connection is made under the lock.
+    instance: Mutex<Option<Instance>>,
+    config: Config,
+    redact: Redact,
+    metrics: Metrics,
+    /// Set before statements are interrupted, so that they say why.
+    closing: AtomicBool,
+}
+
+impl Shared {
+    fn cause(&self, error: &duckdb::Error) -> Error {
+        self.redact.cause(error)
+    }
+
+    /// Counts how a statement ended, and tells a stop of the server from a cancelled call.
+    fn finish<T>(&self, outcome: Result<T>) -> Result<T> {
+        let outcome = match outcome {
+            Err(Error::Cancelled) if self.closing.load(Ordering::Relaxed) => Err(Error::Draining),
+            other => other,
+        };
+        self.metrics.query_done(&outcome);
+        outcome
+    }
+
+    fn connect(&self) -> Result<Connection> {
+        let instance = lock(&self.instance);
+        let instance = instance.as_ref().ok_or(Error::Draining)?;
+        instance.connect().map_err(|error| self.cause(&error))
+    }
+
+    /// Runs a statement of ours to its end; the rows it changed.
+    fn execute(&self, connection: &Connection, sql: &str) -> Result<usize> {
+        connection.execute(sql, Parameters::None).map_err(|error| self.cause(&error))
+    }
+
+    /// The columns of a query of ours, which is not run.
+    fn bind(&self, connection: &Connection, sql: &str) -> Result<duckdb::schema::Schema> {
+        let statement = statement::parse(self, connection, sql)?;
+        Ok(statement.bind(connection).map_err(|error| self.cause(&error))?.schema)
+    }
+}
+
+impl Engine {
+    /// Runs `work` on an engine thread with a connection of its own.
+    async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared, &Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let slot = self.pool.slot().await?;
+        let cancel = self.pool.cancel_handle();
+        let _guard = CancelOnDrop(cancel.clone());
+        let (answer, answered) = oneshot::channel();
+        let shared = self.shared.clone();
+        self.pool.run(slot, move || {
+            let outcome = shared.connect().and_then(|connection| {
+                cancel.arm(connection.interrupt_handle())?;
+                work(&shared, &connection)
+            });
+            // A receiver that is gone needs no answer.
+            let _ = answer.send(outcome);
+        });
+        answered.await.map_err(|_| Error::internal("an engine thread ended without an answer"))?
+    }
+
+    /// Whether the database answers. A server whose engine threads are all busy is well, and is not asked.
+    pub async fn probe(&self) -> Result<()> {
+        if self.pool.is_busy() {
+            return Ok(());
+        }
+        self.row("SELECT 1".into()).await.map(drop)
+    }
+
+    /// The version of DuckDB that is linked.
+    pub fn duckdb_version() -> &'static str {
+        duckdb::library_version().unwrap_or("unknown")
+    }
+
+    /// No statement starts from now on; running ones go on.
+    pub fn refuse_new(&self) {
+        self.pool.close();
+    }
+
+    /// Interrupts what runs, ends the threads, writes a checkpoint and closes the database. Blocks; for threads that
+    /// may wait.
+    pub fn close(&self, patience: Duration) {
+        self.pool.close();
+        self.shared.closing.store(true, Ordering::Relaxed);
+        self.pool.interrupt_all();
+        if !self.pool.join(Instant::now() + patience) {
+            tracing::warn!("a statement did not stop in time; the database is closed without a checkpoint");
+            return;
+        }
+        if self.shared.config.database.path != ":memory:"
+            && let Ok(connection) = self.shared.connect()
+            && let Err(error) = self.shared.execute(&connection, "CHECKPOINT")
+        {
+            tracing::warn!(%error, "no checkpoint at close; the next start replays the log");
+        }
+        *lock(&self.shared.instance) = None;
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.pool.close();
+        self.pool.interrupt_all();
+    }
+}

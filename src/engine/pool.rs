@@ -1,0 +1,237 @@
+//! A bounded number of engine threads, a bounded queue for them, and how a running statement is cancelled.
+//!
+//! Knows nothing of SQL. Only these threads call DuckDB.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use duckdb::connection::InterruptHandle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    config::Limits,
+    error::{Error, Result},
+    telemetry::Metrics,
+};
+
+/// DuckDB's parser and binder recurse: some 900 chained CTEs overflow the 2 MiB that Rust gives a thread.
+const STACK_BYTES: usize = 32 * 1024 * 1024;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+pub(super) struct Pool {
+    slots: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    limits: Limits,
+    idle: Arc<Mutex<Vec<mpsc::Sender<Job>>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    running: Mutex<Vec<Weak<CancelState>>>,
+    metrics: Metrics,
+}
+
+/// The right to use one engine thread.
+pub(super) struct Slot {
+    _permit: OwnedSemaphorePermit,
+    metrics: Metrics,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.metrics.queries_running.dec();
+    }
+}
+
+impl Pool {
+    pub(super) fn new(limits: &Limits, metrics: Metrics) -> Self {
+        metrics.pool_size.set(limits.queries as i64);
+        Self {
+            slots: Arc::new(Semaphore::new(limits.queries)),
+            waiting: AtomicUsize::new(0),
+            limits: limits.clone(),
+            idle: Arc::default(),
+            threads: Mutex::default(),
+            running: Mutex::default(),
+            metrics,
+        }
+    }
+
+    /// Waits for a free engine thread, within the bounds of the queue.
+    pub(super) async fn slot(&self) -> Result<Slot> {
+        let permit = match self.slots.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(tokio::sync::TryAcquireError::Closed) => return Err(Error::Draining),
+            Err(tokio::sync::TryAcquireError::NoPermits) => self.queue().await?,
+        };
+        self.metrics.queries_running.inc();
+        Ok(Slot { _permit: permit, metrics: self.metrics.clone() })
+    }
+
+    async fn queue(&self) -> Result<OwnedSemaphorePermit> {
+        struct Place<'a>(&'a Pool);
+        impl Drop for Place<'_> {
+            fn drop(&mut self) {
+                self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.0.metrics.queries_queued.dec();
+            }
+        }
+
+        let ahead = self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.metrics.queries_queued.inc();
+        let _place = Place(self);
+        let Limits { queries, queue, queue_timeout, .. } = &self.limits;
+        if ahead >= *queue {
+            let what = format!("{queries} statements run and {queue} wait already");
+            return Err(Error::Limit { what, key: "limits.queue" });
+        }
+        match tokio::time::timeout(queue_timeout.0, self.slots.clone().acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_closed)) => Err(Error::Draining),
+            Err(_elapsed) => {
+                let what = format!("no engine thread was free within {queue_timeout} ({queries} statements run)");
+                Err(Error::Limit { what, key: "limits.queries" })
+            }
+        }
+    }
+
+    /// Whether a new statement would have to wait.
+    pub(super) fn is_busy(&self) -> bool {
+        self.slots.available_permits() == 0
+    }
+
+    /// Runs `job` on an engine thread; `slot` is given back when it ends.
+    pub(super) fn run(&self, slot: Slot, job: impl FnOnce() + Send + 'static) {
+        let idle = Arc::downgrade(&self.idle);
+        let mut job: Job = Box::new(move || {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
+            drop(slot);
+            if outcome.is_err() {
+                tracing::error!("an engine thread panicked; its statement failed");
+            }
+        });
+        loop {
+            let Some(thread) = lock(&self.idle).pop() else { break };
+            match thread.send(job) {
+                Ok(()) => return,
+                Err(mpsc::SendError(returned)) => job = returned,
+            }
+        }
+        let mut threads = lock(&self.threads);
+        let name = format!("engine-{}", threads.len());
+        let spawned = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || work(job, &idle));
+        match spawned {
+            Ok(thread) => threads.push(thread),
+            // The job is dropped with its channels, so that its caller sees the failure.
+            Err(error) => tracing::error!(%error, "cannot start an engine thread"),
+        }
+    }
+
+    /// A handle that cancels one statement, known to [`Pool::interrupt_all`].
+    pub(super) fn cancel_handle(&self) -> Cancel {
+        let state = Arc::new(CancelState::default());
+        let mut running = lock(&self.running);
+        running.retain(|other| other.strong_count() > 0);
+        running.push(Arc::downgrade(&state));
+        Cancel(state)
+    }
+
+    /// No statement starts from now on.
+    pub(super) fn close(&self) {
+        self.slots.close();
+    }
+
+    pub(super) fn interrupt_all(&self) {
+        for state in lock(&self.running).iter().filter_map(Weak::upgrade) {
+            state.cancel();
+        }
+    }
+
+    /// Ends the threads, waiting for running statements until `deadline`. Returns whether all ended.
+    pub(super) fn join(&self, deadline: Instant) -> bool {
+        loop {
+            lock(&self.idle).clear();
+            let mut threads = lock(&self.threads);
+            threads.retain(|thread| !thread.is_finished());
+            if threads.is_empty() {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            drop(threads);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// An engine thread: one job after the other until the pool lets go of it or nothing came for a minute.
+fn work(first: Job, idle: &Weak<Mutex<Vec<mpsc::Sender<Job>>>>) {
+    let mut job = Some(first);
+    while let Some(next) = job {
+        next();
+        let Some(idle) = idle.upgrade() else { return };
+        let (sender, jobs) = mpsc::channel::<Job>();
+        lock(&idle).push(sender);
+        drop(idle);
+        job = jobs.recv_timeout(Duration::from_secs(60)).ok();
+    }
+}
+
+// === Cancel ===
+
+/// Cancels one statement from any thread.
+#[derive(Clone)]
+pub(super) struct Cancel(Arc<CancelState>);
+
+#[derive(Default)]
+struct CancelState {
+    cancelled: AtomicBool,
+    connection: Mutex<Option<InterruptHandle>>,
+}
+
+impl CancelState {
+    fn cancel(&self) {
+        self.cancelled.store(true, Ordering::SeqCst);
+        if let Some(connection) = lock(&self.connection).as_ref() {
+            // A connection that is gone has nothing to interrupt.
+            let _ = connection.interrupt();
+        }
+    }
+}
+
+impl Cancel {
+    pub(super) fn cancel(&self) {
+        self.0.cancel();
+    }
+
+    /// From now on a cancellation interrupts this connection.
+    pub(super) fn arm(&self, connection: InterruptHandle) -> Result<()> {
+        *lock(&self.0.connection) = Some(connection);
+        self.check()
+    }
+
+    /// Starting a statement clears DuckDB's interrupt flag, so this is asked right after each start.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.0.cancelled.load(Ordering::SeqCst) { Err(Error::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// Cancels when dropped.
+pub(super) struct CancelOnDrop(pub(super) Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// The sections are short and leave the data whole, so a panic elsewhere does not spoil it.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,190 @@
+//! One statement on an engine thread, its rows through a bounded channel.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use arrow_array::{Int64Array, RecordBatch, StringArray};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use duckdb::{
+    Parameters,
+    error::DuckDBError,
+    query_result::{ArrowQueryResult, ResultType},
+    statement::Statement,
+};
+use futures::Stream;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, Sleep},
+};
+
+use super::{
+    Engine, Shared,
+    arrow::Importer,
+    pool::{Cancel, CancelOnDrop},
+    source::{Failure, Source},
+    statement,
+};
+use crate::{
+    config::Span,
+    error::{Error, Result},
+    stream::RecordBatchStream,
+};
+
+/// Batches that wait between DuckDB and the network, beside DuckDB's own streaming buffer.
+const CHANNEL_BATCHES: usize = 2;
+
+/// What a statement needs beside its text.
+#[derive(Default)]
+pub(super) struct Setup {
+    /// A stream the statement reads, and the SQL that makes it visible to it.
+    pub(super) input: Option<(Source, String)>,
+}
+
+/// The schema of the one row that a statement without rows answers.
+pub fn status_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("status", DataType::Utf8, false),
+        Field::new("rows_changed", DataType::Int64, false),
+    ]))
+}
+
+impl Engine {
+    /// Runs one statement. It has started when this returns; its rows come as the stream is read, and dropping the
+    /// stream interrupts it. A statement without rows has run once, in full, and answers one row.
+    pub async fn query(&self, sql: &str) -> Result<RecordBatchStream> {
+        self.query_with(sql, Setup::default()).await
+    }
+
+    pub(super) async fn query_with(&self, sql: &str, setup: Setup) -> Result<RecordBatchStream> {
+        statement::check_text(&self.shared, sql)?;
+        let slot = self.pool.slot().await?;
+        let cancel = self.pool.cancel_handle();
+        let guard = CancelOnDrop(cancel.clone());
+        let limit = self.shared.config.limits.statement_timeout;
+        let deadline = limit.limit().map(|duration| Instant::now() + duration);
+        let (head, schema) = oneshot::channel();
+        let (rows, batches) = mpsc::channel(CHANNEL_BATCHES);
+        let shared = self.shared.clone();
+        let sql = sql.to_string();
+        self.pool.run(slot, move || {
+            let failure = setup.input.as_ref().map(|(source, _)| source.failure.clone()).unwrap_or_default();
+            let mut answer = Answer { head: Some(head), rows, failure };
+            let outcome = run(&shared, &sql, &setup, &cancel, &mut answer);
+            if let Err(error) = shared.finish(outcome) {
+                answer.fail(error);
+            }
+        });
+        let schema = match deadline {
+            None => schema.await,
+            Some(at) => tokio::time::timeout_at(at, schema).await.map_err(|_| Error::Timeout(limit.to_string()))?,
+        };
+        let schema = schema.map_err(|_| Error::internal("an engine thread ended without an answer"))??;
+        let timeout = deadline.map(|at| (Box::pin(tokio::time::sleep_until(at)), limit));
+        Ok(RecordBatchStream::new(schema, Batches { batches, timeout, _guard: guard }))
+    }
+}
+
+/// The two channels an engine thread answers through.
+struct Answer {
+    head: Option<oneshot::Sender<Result<SchemaRef>>>,
+    rows: mpsc::Sender<Result<RecordBatch>>,
+    failure: Failure,
+}
+
+impl Answer {
+    fn schema(&mut self, schema: SchemaRef) -> Result<()> {
+        match self.head.take().map(|head| head.send(Ok(schema))) {
+            Some(Ok(())) => Ok(()),
+            _ => Err(Error::Cancelled),
+        }
+    }
+
+    fn batch(&self, batch: RecordBatch) -> Result<()> {
+        self.rows.blocking_send(Ok(batch)).map_err(|_| Error::Cancelled)
+    }
+
+    fn fail(mut self, error: Error) {
+        let error = self.failure.or(error);
+        // A receiver that is gone needs no answer.
+        match self.head.take() {
+            Some(head) => drop(head.send(Err(error))),
+            None => drop(self.rows.blocking_send(Err(error))),
+        }
+    }
+}
+
+fn run(shared: &Shared, sql: &str, setup: &Setup, cancel: &Cancel, answer: &mut Answer) -> Result<()> {
+    let connection = shared.connect()?;
+    cancel.arm(connection.interrupt_handle())?;
+    if let Some((_, prepare)) = &setup.input {
+        shared.execute(&connection, prepare)?;
+    }
+    let statement = statement::parse(shared, &connection, sql)?;
+    let mut result = statement
+        .arrow_query(&connection, Parameters::None, Some(shared.config.database.batch_rows))
+        .map_err(|error| shared.cause(&error))?;
+    cancel.check()?;
+    stream(shared, &statement, &mut result, answer)
+}
+
+fn stream(
+    shared: &Shared,
+    statement: &Statement<'_>,
+    result: &mut ArrowQueryResult<'_>,
+    answer: &mut Answer,
+) -> Result<()> {
+    let cause = |error: duckdb::Error| shared.cause(&error);
+    // A statement that expands to others (PRAGMA, PIVOT) knows its answer only after the first step.
+    let mut first = None;
+    let shape = match result.result_type() {
+        Err(error) if error.code == DuckDBError::InputMetadataDeferred => {
+            first = result.next_array().map_err(cause)?;
+            result.result_type().map_err(cause)?
+        }
+        shape => shape.map_err(cause)?,
+    };
+    if shape != ResultType::QueryResult {
+        let changed = result.drain().map_err(cause)?;
+        let schema = status_schema();
+        let status = Arc::new(StringArray::from(vec!["OK"]));
+        let changed = Arc::new(Int64Array::from(vec![i64::try_from(changed).unwrap_or(i64::MAX)]));
+        let row = RecordBatch::try_new(schema.clone(), vec![status, changed]).map_err(Error::internal)?;
+        answer.schema(schema)?;
+        return answer.batch(row);
+    }
+    let mut importer = Importer::new(result.schema().map_err(cause)?)?;
+    if importer.loses_types() {
+        let types = super::catalog::column_types(shared, statement)?;
+        importer.annotate(&types);
+    }
+    answer.schema(importer.schema())?;
+    while let Some(array) =
+        first.take().map_or_else(|| result.next_array().map_err(cause).transpose(), |array| Some(Ok(array)))
+    {
+        answer.batch(importer.batch(array?)?)?;
+    }
+    Ok(())
+}
+
+/// The receiving end; dropping it interrupts the statement.
+struct Batches {
+    batches: mpsc::Receiver<Result<RecordBatch>>,
+    timeout: Option<(Pin<Box<Sleep>>, Span)>,
+    _guard: CancelOnDrop,
+}
+
+impl Stream for Batches {
+    type Item = Result<RecordBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some((sleep, limit)) = &mut self.timeout
+            && sleep.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(Error::Timeout(limit.to_string()))));
+        }
+        self.batches.poll_recv(cx)
+    }
+}

@@ -1,0 +1,53 @@
+//! A DuckDB of its own for SQL that works on a stream: in memory, no files, settings locked.
+
+use super::{Engine, query::Setup, statement};
+use crate::{
+    config::{Config, Size},
+    error::{Error, Result},
+    stream::RecordBatchStream,
+    telemetry::Metrics,
+};
+
+/// The relation that the SQL reads.
+const INPUT: &str = "input";
+
+impl Engine {
+    /// Opens an in-memory engine that runs one statement.
+    pub fn open_sandbox(memory_limit: Size, limits: &Config) -> Result<Self> {
+        let mut config = Config::default();
+        config.database.memory_limit = Some(memory_limit);
+        config.database.batch_rows = limits.database.batch_rows;
+        config.limits = limits.limits.clone();
+        config.limits.queries = 1;
+        // One worker in stream order: a row-wise SELECT answers in the order it was asked, while input still comes.
+        config.database.threads = 1;
+        config.ingest.workers = 1;
+        Self::open(&config, Metrics::unregistered())
+    }
+
+    /// Whether `sql` is one SELECT, told without an input.
+    pub async fn check_transformation(&self, sql: &str) -> Result<()> {
+        statement::check_text(&self.shared, sql)?;
+        let sql = sql.to_string();
+        self.call(move |shared, connection| {
+            let parsed = statement::parse(shared, connection, &sql)?;
+            match statement::kind(&parsed)? {
+                duckdb::query_result::StatementType::Select => Ok(()),
+                other => Err(Error::invalid(format!("an exchanger is one SELECT over {INPUT}, not {other:?}"))),
+            }
+        })
+        .await
+    }
+
+    /// Runs a SELECT over the relation `input`, which is the stream. Rows come as the input does, where the SELECT
+    /// allows it.
+    pub async fn transform(&self, sql: &str, input: RecordBatchStream) -> Result<RecordBatchStream> {
+        let (source, feed) = self.sources.add(input.schema(), 1, true);
+        let view = format!("CREATE TEMP VIEW {INPUT} AS SELECT * FROM {}", source.call());
+        // Aborted with the output: dropping the set ends the task, which drops the input.
+        let mut pump = tokio::task::JoinSet::new();
+        pump.spawn(feed.pump(input));
+        let output = self.query_with(sql, Setup { input: Some((source, view)) }).await?;
+        Ok(output.holding(pump))
+    }
+}

@@ -1,0 +1,290 @@
+//! A table function that reads a stream which arrives while it runs.
+//!
+//! One function, registered once per engine, reads whichever stream its argument names; the name is a random number
+//! that exists only while the stream does. Each DuckDB worker keeps an Arrow importer of its own and takes whole
+//! batches from a bounded channel; the importer's vectors reference the batch's buffers, so nothing is copied before
+//! DuckDB stores it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+use duckdb::{
+    arrow::ArrowImporter,
+    bind_arguments::BindArgument,
+    connection::{Connection, Context},
+    data_chunk::{DataChunk, DataChunkRef},
+    signature::{FunctionParameter, SignatureBuilder},
+    table_function::{
+        BindFunctionHandle, ExecColumnInfo, InitColumnData, OrderPreservation, PartitionData, TableFunctionBuilder,
+        TableFunctionCallbacks, TablePartitioningCallbacks,
+    },
+    vector::Unknown,
+};
+use futures::StreamExt;
+use tokio::sync::mpsc;
+
+use super::{arrow, pool::lock};
+use crate::{error::Error, stream::RecordBatchStream};
+
+/// The function's name in SQL; `engine` alone knows which argument means which stream.
+pub(super) const FUNCTION: &str = "mallard_stream";
+
+/// DuckDB's vector size: the rows of one chunk.
+const CHUNK_ROWS: usize = 2048;
+
+/// Batches that may wait between the network and DuckDB, beside the one that each worker holds.
+const CHANNEL_BATCHES: usize = 3;
+
+enum Item {
+    Batch(RecordBatch),
+    /// The sender is done. A channel that closes without it was cut.
+    End,
+}
+
+/// Streams that statements may read, by number.
+#[derive(Clone, Default)]
+pub(super) struct Sources(Arc<Mutex<HashMap<u64, Arc<Incoming>>>>);
+
+struct Incoming {
+    schema: SchemaRef,
+    workers: usize,
+    order: OrderPreservation,
+    queue: Mutex<Queue>,
+    failure: Failure,
+}
+
+struct Queue {
+    items: mpsc::Receiver<Item>,
+    taken: usize,
+    ended: bool,
+    opened: bool,
+}
+
+/// Why the input failed; DuckDB would wrap it in words of its own.
+#[derive(Clone, Default)]
+pub(super) struct Failure(Arc<Mutex<Option<Error>>>);
+
+impl Failure {
+    /// The input's own error if it has one, else `error`.
+    pub(super) fn or(&self, error: Error) -> Error {
+        lock(&self.0).clone().unwrap_or(error)
+    }
+}
+
+/// A registered stream; it is unknown again when this is dropped.
+pub(super) struct Source {
+    id: u64,
+    sources: Sources,
+    pub(super) failure: Failure,
+}
+
+impl Source {
+    /// The table function call that reads the stream, as SQL.
+    pub(super) fn call(&self) -> String {
+        format!("{FUNCTION}({}::UBIGINT)", self.id)
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        lock(&self.sources.0).remove(&self.id);
+    }
+}
+
+/// The sending end: moves a stream into the channel.
+pub(super) struct Feed {
+    items: mpsc::Sender<Item>,
+    failure: Failure,
+}
+
+impl Feed {
+    /// Moves batches until the stream ends, fails, or nobody reads any more.
+    pub(super) async fn pump(self, mut input: RecordBatchStream) {
+        while let Some(item) = input.next().await {
+            match item {
+                Ok(batch) if batch.num_rows() == 0 => {}
+                Ok(batch) => {
+                    if self.items.send(Item::Batch(batch)).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    *lock(&self.failure.0) = Some(error);
+                    return;
+                }
+            }
+        }
+        // Nobody reads any more: whoever stopped reading knows why.
+        let _ = self.items.send(Item::End).await;
+    }
+}
+
+impl Sources {
+    /// Makes the function known to `connection`'s database.
+    pub(super) fn register_function(&self, connection: &Connection) -> duckdb::Result<()> {
+        let signature = SignatureBuilder::new().param(FunctionParameter::new::<u64>("stream"));
+        TableFunctionBuilder::new(FUNCTION, signature, StreamFunction(self.clone()))
+            .with_partitioning()
+            .register(connection)
+    }
+
+    /// Registers a stream that `workers` DuckDB workers may read.
+    pub(super) fn add(&self, schema: SchemaRef, workers: usize, preserve_order: bool) -> (Source, Feed) {
+        let (sender, receiver) = mpsc::channel(CHANNEL_BATCHES);
+        let failure = Failure::default();
+        let order = if preserve_order { OrderPreservation::Insertion } else { OrderPreservation::None };
+        let queue = Mutex::new(Queue { items: receiver, taken: 0, ended: false, opened: false });
+        let incoming = Incoming { schema, workers, order, queue, failure: failure.clone() };
+        let id = getrandom::u64().expect("the operating system hands out random numbers");
+        lock(&self.0).insert(id, Arc::new(incoming));
+        (Source { id, sources: self.clone(), failure: failure.clone() }, Feed { items: sender, failure })
+    }
+}
+
+impl Incoming {
+    /// The next batch and its place in the stream. Blocks a DuckDB worker until there is one.
+    fn next(&self) -> duckdb::Result<Option<(usize, RecordBatch)>> {
+        let mut queue = lock(&self.queue);
+        if queue.ended {
+            return Ok(None);
+        }
+        match queue.items.blocking_recv() {
+            Some(Item::Batch(batch)) => {
+                queue.taken += 1;
+                Ok(Some((queue.taken, batch)))
+            }
+            Some(Item::End) => {
+                queue.ended = true;
+                Ok(None)
+            }
+            None => {
+                let cause = self.failure.or(Error::Stream("the stream was cut before its end".into()));
+                Err(duckdb::Error::invalid_input(cause.to_string()))
+            }
+        }
+    }
+}
+
+// === the table function ===
+
+struct StreamFunction(Sources);
+
+struct Worker {
+    // Declared before the importer: the chunk is dropped first.
+    chunk: Option<DataChunk<'static>>,
+    importer: ArrowImporter<'static>,
+    place: usize,
+}
+
+// SAFETY: DuckDB hands a worker's local state to one thread at a time, and neither the importer nor the chunk has
+// thread affinity: both are plain C++ objects over the query's client context.
+unsafe impl Send for Worker {}
+
+impl TableFunctionCallbacks for StreamFunction {
+    type BindData = Arc<Incoming>;
+    type LocalState = Worker;
+    type GlobalState = ();
+
+    fn bind(
+        &self,
+        context: &Context,
+        arguments: Vec<BindArgument>,
+        output: BindFunctionHandle<'_>,
+    ) -> duckdb::Result<Self::BindData> {
+        let id = arguments.first().and_then(|argument| argument.value.as_ref()).map(|value| value.get::<u64>());
+        let incoming = match id.transpose()?.flatten() {
+            Some(id) => lock(&self.0.0).get(&id).cloned(),
+            None => None,
+        };
+        let incoming = incoming.ok_or_else(|| duckdb::Error::invalid_input("there is no such stream"))?;
+        let importer = import_for(context, &incoming.schema)?;
+        for field in importer.schema()?.iter()? {
+            let (name, logical_type) = field?;
+            output.add_result_column(name, &logical_type)?;
+        }
+        output.set_order(incoming.order)?;
+        Ok(incoming)
+    }
+
+    fn init_global_state(
+        &self,
+        incoming: &Self::BindData,
+        _context: &Context,
+        _columns: InitColumnData<'_>,
+    ) -> duckdb::Result<(Option<()>, Option<usize>)> {
+        let mut queue = lock(&incoming.queue);
+        if std::mem::replace(&mut queue.opened, true) {
+            return Err(duckdb::Error::invalid_input("the stream can be read only once by a statement"));
+        }
+        Ok((Some(()), Some(incoming.workers)))
+    }
+
+    fn init_local_state(
+        &self,
+        incoming: &Self::BindData,
+        _global: Option<&()>,
+        context: &Context,
+        _columns: InitColumnData<'_>,
+    ) -> duckdb::Result<Option<Worker>> {
+        let importer = import_for(context, &incoming.schema)?;
+        // SAFETY: the importer borrows the connection's client context, of which a connection has one throughout
+        // (capi_v2_arrow.cpp, CV2ArrowImporter::context). DuckDB drops this state with the running statement, which
+        // the connection outlives.
+        let importer = unsafe { std::mem::transmute::<ArrowImporter<'_>, ArrowImporter<'static>>(importer) };
+        Ok(Some(Worker { chunk: None, importer, place: 0 }))
+    }
+
+    fn exec(
+        &self,
+        incoming: &Self::BindData,
+        _global: Option<&()>,
+        worker: Option<&mut Worker>,
+        _context: &Context,
+        mut output: DataChunkRef<'_>,
+        _columns: ExecColumnInfo<'_>,
+    ) -> duckdb::Result<()> {
+        let worker = worker.ok_or_else(|| duckdb::Error::api_error("the stream function has no worker state"))?;
+        loop {
+            if let Some(chunk) = worker.importer.next_chunk()? {
+                for column in 0..chunk.col_count() {
+                    let source = chunk.get_vector_at::<Unknown>(column)?;
+                    let target = output.get_vector_at_mut::<Unknown>(column)?;
+                    // SAFETY: the chunk stays in the worker's state, unchanged, until this function is called again,
+                    // and DuckDB is done with the output by then.
+                    unsafe { target.reference(source)? };
+                }
+                worker.chunk = Some(chunk);
+                return Ok(());
+            }
+            let Some((place, batch)) = incoming.next()? else {
+                worker.chunk = None;
+                return Ok(());
+            };
+            worker.place = place;
+            let array = arrow::export(batch).map_err(|error| duckdb::Error::invalid_input(error.to_string()))?;
+            worker.importer.append_consumed(array, true)?;
+        }
+    }
+}
+
+impl TablePartitioningCallbacks for StreamFunction {
+    fn partition_data(
+        &self,
+        _incoming: &Self::BindData,
+        _global: Option<&()>,
+        worker: Option<&mut Worker>,
+        _context: &Context,
+        _partition: PartitionData<'_>,
+    ) -> duckdb::Result<usize> {
+        Ok(worker.map_or(0, |worker| worker.place))
+    }
+}
+
+fn import_for<'a>(context: &'a Context, schema: &SchemaRef) -> duckdb::Result<ArrowImporter<'a>> {
+    let schema = arrow::export_schema(schema).map_err(|error| duckdb::Error::invalid_input(error.to_string()))?;
+    ArrowImporter::new(context, schema, Some(CHUNK_ROWS))
+}

@@ -1,0 +1,151 @@
+//! What can go wrong, by cause, and the one table from cause to gRPC code.
+//!
+//! Every part of Mallard returns [`Error`]; no other file chooses a gRPC code. A message is lowercase, names the
+//! thing, and never holds a path, a password or a token.
+
+use std::fmt;
+
+use tonic::{Code, Status};
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// One cause a caller can act on. A new cause has to choose its code in [`Error::code`].
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The SQL does not parse, bind or convert; the text is DuckDB's own, with the position.
+    #[error("{0}")]
+    Sql(String),
+    /// The request does not fit the contract: descriptor, schema, ticket, action body.
+    #[error("{0}")]
+    Invalid(String),
+    /// The Arrow IPC stream could not be decoded or did not end as it must.
+    #[error("{0}")]
+    Stream(String),
+    #[error("{0}")]
+    NotFound(String),
+    #[error("{0}")]
+    Exists(String),
+    #[error("{0}")]
+    Unauthenticated(String),
+    #[error("{0}")]
+    Denied(String),
+    /// A configured bound was reached; the message names it and its key.
+    #[error("{what}: raise {key} or try again later")]
+    Limit { what: String, key: &'static str },
+    #[error("statement ran longer than limits.statement_timeout ({0})")]
+    Timeout(String),
+    #[error("cancelled")]
+    Cancelled,
+    /// A constraint of the table; the same write fails again.
+    #[error("{0}")]
+    Constraint(String),
+    /// Another transaction was in the way; the same write may succeed when repeated.
+    #[error("{0}")]
+    Conflict(String),
+    #[error("server is draining")]
+    Draining,
+    #[error("server is starting: the database is not open yet")]
+    Starting,
+    #[error("{0}")]
+    Unsupported(String),
+    /// What a peer answered; its code is passed on.
+    #[error("{peer}: {message}")]
+    Remote { peer: String, code: Code, message: String },
+    /// The peer could not be reached.
+    #[error("{0}")]
+    Unreachable(String),
+    /// Rows that left and rows that arrived differ.
+    #[error("{0}")]
+    Unverified(String),
+    /// A file of the user's could not be read or written.
+    #[error("{0}")]
+    Io(String),
+    /// DuckDB has invalidated the database; nothing works until a restart.
+    #[error("database is unusable until the server restarts: {0}")]
+    Broken(String),
+    /// A defect of ours.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Error {
+    pub fn invalid(message: impl fmt::Display) -> Self {
+        Self::Invalid(message.to_string())
+    }
+
+    pub fn internal(message: impl fmt::Display) -> Self {
+        Self::Internal(message.to_string())
+    }
+
+    /// The table from cause to code. There is no catch-all arm: a new cause must choose.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Sql(_) | Self::Invalid(_) | Self::Stream(_) => Code::InvalidArgument,
+            Self::NotFound(_) => Code::NotFound,
+            Self::Exists(_) => Code::AlreadyExists,
+            Self::Unauthenticated(_) => Code::Unauthenticated,
+            Self::Denied(_) => Code::PermissionDenied,
+            Self::Limit { .. } => Code::ResourceExhausted,
+            Self::Timeout(_) => Code::DeadlineExceeded,
+            Self::Cancelled => Code::Cancelled,
+            Self::Constraint(_) => Code::FailedPrecondition,
+            Self::Conflict(_) | Self::Unverified(_) => Code::Aborted,
+            Self::Draining | Self::Starting | Self::Unreachable(_) => Code::Unavailable,
+            Self::Unsupported(_) => Code::Unimplemented,
+            Self::Remote { code, .. } => *code,
+            Self::Io(_) => Code::FailedPrecondition,
+            Self::Broken(_) | Self::Internal(_) => Code::Internal,
+        }
+    }
+
+    /// The answer a client gets. Internal causes are logged here, once, and answered with the id of the log line.
+    pub fn into_status(self) -> Status {
+        let code = self.code();
+        let message = match &self {
+            Self::Internal(cause) => {
+                let id = incident_id();
+                tracing::error!(incident = %id, %cause, "internal error");
+                format!("internal error, incident {id} in the server's log")
+            }
+            Self::Broken(cause) => {
+                let id = incident_id();
+                tracing::error!(incident = %id, %cause, "database is unusable");
+                format!("database is unusable until the server restarts, incident {id} in the server's log")
+            }
+            other => other.to_string(),
+        };
+        Status::new(code, message)
+    }
+
+    /// What a peer answered, as an error of ours.
+    pub fn from_status(peer: &str, status: &Status) -> Self {
+        match status.code() {
+            Code::Unauthenticated => Self::Unauthenticated(format!("{peer}: {}", status.message())),
+            Code::Cancelled => Self::Cancelled,
+            code => Self::Remote { peer: peer.to_string(), code, message: remote_message(status) },
+        }
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        error.into_status()
+    }
+}
+
+/// A status whose message is empty or only tonic's word for a broken connection, made readable.
+fn remote_message(status: &Status) -> String {
+    let mut message = status.message().to_string();
+    let mut source = std::error::Error::source(status);
+    while let Some(cause) = source {
+        message = format!("{message}: {cause}");
+        source = cause.source();
+    }
+    if message.is_empty() { format!("{:?}", status.code()) } else { message }
+}
+
+fn incident_id() -> String {
+    let mut bytes = [0_u8; 6];
+    getrandom::fill(&mut bytes).expect("the operating system hands out random bytes");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

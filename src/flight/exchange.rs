@@ -1,0 +1,26 @@
+//! DoExchange: a stream through an exchanger, or the rows of SQL.
+
+use super::{command::Command, service::Flight};
+use crate::{
+    error::{Error, Result},
+    exchange::is_name,
+    stream::RecordBatchStream,
+    wire::Upload,
+};
+
+impl Flight {
+    pub(super) async fn exchange(&self, upload: Upload) -> Result<RecordBatchStream> {
+        let text = match Command::from_descriptor(&upload.descriptor)? {
+            Command::Text(text) => text,
+            Command::Table(_) => {
+                return Err(Error::invalid("DoExchange takes a CMD descriptor: an exchanger's name, or SQL"));
+            }
+        };
+        match self.exchangers.get(text.trim()) {
+            Some(exchanger) => exchanger.start(self.count_in(upload.batches().await?)).await,
+            None if is_name(text.trim()) => Err(self.exchangers.unknown(text.trim())),
+            // The input, if there is one, is not read; the answer's end closes it.
+            None => self.engine.query(&text).await,
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! ListFlights, GetFlightInfo, GetSchema, PollFlightInfo: what could be read, and the tickets to read it with.
+
+use std::time::{Duration, SystemTime};
+
+use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo, PollInfo, SchemaResult, Ticket};
+use arrow_schema::Schema;
+
+use super::{command::Command, service::Flight};
+use crate::{
+    auth::Identity,
+    error::{Error, Result},
+    wire::schema_bytes,
+};
+
+impl Flight {
+    /// Plans the statement, does not run it, and hands out a ticket for it.
+    pub(super) async fn info(&self, identity: &Identity, descriptor: FlightDescriptor) -> Result<FlightInfo> {
+        let command = Command::from_descriptor(&descriptor)?;
+        let rows = match &command {
+            // A table's row count is in its metadata.
+            Command::Table(table) => {
+                let counted = self.engine.row(format!("SELECT count(*)::VARCHAR FROM {}", table.sql())).await?;
+                counted.first().and_then(|rows| rows.parse().ok()).unwrap_or(-1)
+            }
+            Command::Text(_) => -1,
+        };
+        let sql = command.into_sql();
+        let schema = self.engine.schema(&sql).await?;
+        self.flight_info(identity, descriptor, &sql, &schema, rows)
+    }
+
+    pub(super) async fn poll(&self, identity: &Identity, descriptor: FlightDescriptor) -> Result<PollInfo> {
+        let info = self.info(identity, descriptor).await?;
+        // No descriptor means that there is nothing to poll for: the statement is planned.
+        PollInfo::new().with_info(info).try_with_progress(1.0).map_err(Error::internal)
+    }
+
+    pub(super) async fn schema(&self, descriptor: &FlightDescriptor) -> Result<SchemaResult> {
+        let sql = Command::from_descriptor(descriptor)?.into_sql();
+        let schema = self.engine.schema(&sql).await?;
+        Ok(SchemaResult { schema: schema_bytes(&schema)? })
+    }
+
+    /// The tables and views whose `schema.table` matches the criteria, a glob; empty means all.
+    pub(super) async fn list(&self, identity: &Identity, criteria: &[u8]) -> Result<Vec<FlightInfo>> {
+        let glob = match criteria {
+            [] => "*".to_string(),
+            bytes => super::command::text("criteria expression", bytes)?,
+        };
+        let mut flights = Vec::new();
+        for (table, schema) in self.engine.tables(&glob).await? {
+            let descriptor = FlightDescriptor::new_path(table.parts().to_vec());
+            let sql = Command::Table(table).into_sql();
+            flights.push(self.flight_info(identity, descriptor, &sql, &schema, -1)?);
+        }
+        Ok(flights)
+    }
+
+    fn flight_info(
+        &self,
+        identity: &Identity,
+        descriptor: FlightDescriptor,
+        sql: &str,
+        schema: &Schema,
+        rows: i64,
+    ) -> Result<FlightInfo> {
+        let (ticket, life) = self.authenticator.ticket(identity, sql)?;
+        // No location: the ticket is good at the server that made it.
+        let endpoint = FlightEndpoint::new().with_ticket(Ticket::new(ticket)).with_expiration_time(timestamp(life));
+        let mut info = FlightInfo::new().with_descriptor(descriptor).with_endpoint(endpoint).with_total_records(rows);
+        info.schema = schema_bytes(schema)?;
+        Ok(info)
+    }
+}
+
+/// `life` from now, as protobuf writes it.
+pub(super) fn timestamp(life: Duration) -> prost_types::Timestamp {
+    prost_types::Timestamp::from(SystemTime::now() + life)
+}

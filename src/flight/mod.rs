@@ -1,0 +1,16 @@
+//! The ten RPCs of Arrow Flight, one file each where there is something to say.
+//!
+//! `command` tells what a ticket or descriptor asks for; `service` is the FlightService trait, each method a few
+//! lines that hand over to the file of its RPC.
+
+mod action;
+mod command;
+mod exchange;
+mod get;
+mod handshake;
+mod info;
+mod put;
+mod running;
+mod service;
+
+pub use service::Flight;

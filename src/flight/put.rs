@@ -1,0 +1,19 @@
+//! DoPut: a stream into a table, all of it or nothing.
+
+use arrow_flight::PutResult;
+use serde_json::json;
+
+use super::{command::Command, service::Flight};
+use crate::{engine::Mode, error::Result, wire::Upload};
+
+impl Flight {
+    /// Answers when the rows are durable.
+    pub(super) async fn put(&self, upload: Upload) -> Result<PutResult> {
+        let table = Command::from_descriptor(&upload.descriptor)?.into_table()?;
+        let input = self.count_in(upload.batches().await?);
+        let staged = self.engine.ingest(&table, Mode::CreateOrAppend, input, false).await?;
+        let (rows, bytes) = (staged.rows, staged.bytes);
+        staged.commit().await?;
+        Ok(PutResult { app_metadata: json!({"rows": rows, "bytes": bytes}).to_string().into() })
+    }
+}

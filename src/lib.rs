@@ -1,0 +1,14 @@
+pub mod auth;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod exchange;
+pub mod flight;
+pub mod location;
+pub mod server;
+pub mod stream;
+pub mod telemetry;
+pub mod transfer;
+pub mod wire;

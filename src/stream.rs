@@ -1,0 +1,67 @@
+//! The seam between all parts: a schema and fallible record batches.
+//!
+//! Data crosses modules only in this form. Dropping the stream ends whatever makes it. It knows nothing of where the
+//! batches come from or go to.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+use futures::{Stream, StreamExt, stream::BoxStream};
+
+use crate::error::Result;
+
+/// Record batches of one schema. The stream ends with `None`, or with one error after which it is not polled again.
+pub struct RecordBatchStream {
+    schema: SchemaRef,
+    batches: BoxStream<'static, Result<RecordBatch>>,
+}
+
+impl RecordBatchStream {
+    pub fn new(schema: SchemaRef, batches: impl Stream<Item = Result<RecordBatch>> + Send + 'static) -> Self {
+        Self { schema, batches: batches.boxed() }
+    }
+
+    /// Batches that are in memory already.
+    pub fn from_batches(schema: SchemaRef, batches: Vec<RecordBatch>) -> Self {
+        Self::new(schema, futures::stream::iter(batches.into_iter().map(Ok)))
+    }
+
+    pub fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    /// Calls `look` with each batch as it passes.
+    pub fn inspect(self, mut look: impl FnMut(&RecordBatch) + Send + 'static) -> Self {
+        let Self { schema, batches } = self;
+        Self::new(schema, batches.inspect(move |item| item.iter().for_each(&mut look)))
+    }
+
+    /// Keeps `guard` alive as long as the stream is.
+    pub fn holding(self, guard: impl Send + 'static) -> Self {
+        let Self { schema, batches } = self;
+        Self::new(
+            schema,
+            batches.map(move |item| {
+                let _ = &guard;
+                item
+            }),
+        )
+    }
+}
+
+impl Stream for RecordBatchStream {
+    type Item = Result<RecordBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.batches.as_mut().poll_next(cx)
+    }
+}
+
+/// The bytes of a batch as Arrow counts them: the slices of its buffers, without what is only reserved.
+pub fn batch_bytes(batch: &RecordBatch) -> u64 {
+    batch.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or(0) as u64).sum()
+}

@@ -1,0 +1,19 @@
+//! The process's log on standard error: text or JSON.
+
+use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+
+use crate::config::{Log, LogFormat};
+
+/// Installs the subscriber. A second call in one process keeps the first.
+pub fn init(log: &Log) -> Result<(), String> {
+    let filter = EnvFilter::try_new(&log.level).map_err(|error| format!("log.level \"{}\": {error}", log.level))?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = fmt::layer().with_writer(std::io::stderr);
+    let installed = match log.format {
+        LogFormat::Text => registry.with(layer).try_init(),
+        LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init(),
+    };
+    // Someone else's subscriber (a test's, an embedding program's) stays.
+    let _ = installed;
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! One server pulls a table or a query's result from another into a table of its own, in one transaction, and proves
+//! that what arrived is what was there.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures::{Stream, StreamExt};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    client::{Client, Login},
+    config::Secret,
+    engine::{Engine, Fingerprint, Mode, TableName},
+    error::{Error, Result},
+    location::Location,
+    stream::{RecordBatchStream, batch_bytes},
+};
+
+/// How often a running transfer says how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The body of the action `transfer`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    from: String,
+    username: Option<String>,
+    password: Option<String>,
+    table: Option<String>,
+    query: Option<String>,
+    to: Option<String>,
+    #[serde(default)]
+    mode: RequestMode,
+    #[serde(default = "yes")]
+    verify: bool,
+}
+
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum RequestMode {
+    #[default]
+    Create,
+    Append,
+    Replace,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What a transfer says: how far it is, and in the last one that it is done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    pub rows: u64,
+    pub bytes: u64,
+    pub seconds: f64,
+    pub done: bool,
+    /// In the last one: whether row count and hash were compared and are equal. False where the request said
+    /// `"verify": false`, or values were cast into an existing table and only the count could be compared.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub verified: Option<bool>,
+    /// The sum of DuckDB's hash of each row, equal on both sides.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hash: Option<String>,
+    /// Seconds that computing and comparing the hashes took, beyond `seconds`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub verify_seconds: Option<f64>,
+}
+
+/// A checked request.
+pub struct Transfer {
+    from: Location,
+    login: Option<Login>,
+    what: What,
+    to: TableName,
+    mode: Mode,
+    verify: bool,
+}
+
+enum What {
+    Table(TableName),
+    Query(String),
+}
+
+impl Transfer {
+    pub fn new(request: Request) -> Result<Self> {
+        let from = request.from.parse().map_err(|why| Error::invalid(format!("from: {why}")))?;
+        let login = match (request.username, request.password) {
+            (None, None) => None,
+            (Some(user), Some(password)) => Some(Login { user, password: Secret::new(password) }),
+            _ => return Err(Error::invalid("username and password go together; the body has only one of them")),
+        };
+        let what = match (request.table, request.query) {
+            (Some(table), None) => What::Table(TableName::parse(&table)?),
+            (None, Some(query)) => What::Query(query.trim().trim_end_matches(';').to_string()),
+            _ => return Err(Error::invalid("the body needs table or query, and not both")),
+        };
+        let to = match (&request.to, &what) {
+            (Some(to), _) => TableName::parse(to)?,
+            (None, What::Table(table)) => table.clone(),
+            (None, What::Query(_)) => return Err(Error::invalid("a query needs \"to\", the table it goes to")),
+        };
+        let mode = match request.mode {
+            RequestMode::Create => Mode::Create,
+            RequestMode::Append => Mode::CreateOrAppend,
+            RequestMode::Replace => Mode::Replace,
+        };
+        Ok(Self { from, login, what, to, mode, verify: request.verify })
+    }
+
+    /// Runs the transfer. Dropping the stream rolls it back.
+    pub fn run(self, engine: Arc<Engine>) -> impl Stream<Item = Result<Progress>> + Send + 'static {
+        let counter = Arc::new(Counter { rows: AtomicU64::new(0), bytes: AtomicU64::new(0), start: Instant::now() });
+        let watched = counter.clone();
+        let moving = Box::pin(async move { self.pull(&engine, &counter).await });
+        let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
+        ticks.reset();
+        futures::stream::unfold(Some((moving, ticks)), move |state| {
+            let watched = watched.clone();
+            async move {
+                let (mut moving, mut ticks) = state?;
+                tokio::select! {
+                    biased;
+                    last = &mut moving => Some((last, None)),
+                    _ = ticks.tick() => Some((Ok(watched.now()), Some((moving, ticks)))),
+                }
+            }
+        })
+    }
+
+    async fn pull(self, engine: &Engine, counter: &Arc<Counter>) -> Result<Progress> {
+        let source = Client::connect(&self.from, self.login.as_ref()).await?;
+        let (input, relation) = match &self.what {
+            What::Table(table) => (source.table(table.parts()).await?, table.sql()),
+            What::Query(query) => (source.query(query).await?, format!("({query}\n)")),
+        };
+        let counted = counter.clone();
+        let input = input.inspect(move |batch| counted.add(batch.num_rows() as u64, batch_bytes(batch)));
+        let staged = engine.ingest(&self.to, self.mode, input, self.verify).await?;
+        let mut done = counter.now();
+        done.rows = staged.rows;
+        done.done = true;
+        let mut verified = false;
+        if self.verify {
+            let start = Instant::now();
+            let there = fingerprint(&source, &relation).await?;
+            let differ = |what: &str, there: String, here: String| {
+                Error::Unverified(format!(
+                    "{what} differ: {there} at {}, {here} arrived; nothing was stored (did the source change meanwhile?)",
+                    source.peer()
+                ))
+            };
+            if there.rows != staged.rows {
+                return Err(differ("row counts", there.rows.to_string(), staged.rows.to_string()));
+            }
+            if let Some(here) = &staged.fingerprint {
+                if *here != there {
+                    return Err(differ("hashes", there.hash.to_string(), here.hash.to_string()));
+                }
+                verified = true;
+                done.hash = Some(here.hash.to_string());
+            }
+            done.verify_seconds = Some(start.elapsed().as_secs_f64());
+        }
+        let committing = Instant::now();
+        staged.commit().await?;
+        done.seconds += committing.elapsed().as_secs_f64();
+        done.verified = Some(verified);
+        Ok(done)
+    }
+}
+
+/// The fingerprint of a relation at the other server, computed by its DuckDB.
+async fn fingerprint(source: &Client, relation: &str) -> Result<Fingerprint> {
+    let answer = source.query(&Fingerprint::sql(relation)).await?;
+    Fingerprint::from_row(&first_row(answer).await?)
+}
+
+/// The texts of the first row.
+pub async fn first_row(mut rows: RecordBatchStream) -> Result<Vec<String>> {
+    use arrow_cast::display::array_value_to_string;
+    let batch = rows.next().await.ok_or_else(|| Error::Stream("the answer has no row".into()))??;
+    if batch.num_rows() == 0 {
+        return Err(Error::Stream("the answer has no row".into()));
+    }
+    batch.columns().iter().map(|column| array_value_to_string(column, 0).map_err(Error::internal)).collect()
+}
+
+struct Counter {
+    rows: AtomicU64,
+    bytes: AtomicU64,
+    start: Instant,
+}
+
+impl Counter {
+    fn add(&self, rows: u64, bytes: u64) {
+        self.rows.fetch_add(rows, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> Progress {
+        Progress {
+            rows: self.rows.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            seconds: self.start.elapsed().as_secs_f64(),
+            done: false,
+            verified: None,
+            hash: None,
+            verify_seconds: None,
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! FlightData -> record batches.
+
+use arrow_flight::{
+    FlightData, FlightDescriptor,
+    decode::{DecodedPayload, FlightDataDecoder},
+    error::FlightError,
+};
+use arrow_schema::SchemaRef;
+use futures::{Stream, StreamExt};
+use tonic::Status;
+
+use crate::{
+    error::{Error, Result},
+    stream::RecordBatchStream,
+};
+
+/// How a broken transport becomes an error; a server and a client see different things in it.
+type Broken = fn(&Status) -> Error;
+
+/// A stream that a client sends: its descriptor is known, its schema perhaps not yet.
+pub struct Upload {
+    pub descriptor: FlightDescriptor,
+    decoder: FlightDataDecoder,
+    schema: Option<SchemaRef>,
+    broken: Broken,
+}
+
+/// Reads the first message, which carries the descriptor; with the schema or, as pyarrow's DoExchange has it, alone.
+pub async fn open(
+    messages: impl Stream<Item = Result<FlightData, Status>> + Send + Unpin + 'static,
+    broken: Broken,
+) -> Result<Upload> {
+    let mut messages = messages;
+    let first = messages.next().await.ok_or_else(|| Error::Stream("the stream is empty".into()))?;
+    let first = first.map_err(|status| broken(&status))?;
+    let descriptor = first.flight_descriptor.clone();
+    let descriptor =
+        descriptor.ok_or_else(|| Error::invalid("the first message of the stream carries no FlightDescriptor"))?;
+    let with_schema = !first.data_header.is_empty();
+    let mut decoder = decoder(futures::stream::iter([Ok(first)]).chain(messages));
+    let schema = if with_schema { Some(schema(&mut decoder, broken).await?) } else { None };
+    Ok(Upload { descriptor, decoder, schema, broken })
+}
+
+impl Upload {
+    /// The record batches, once the schema is there.
+    pub async fn batches(mut self) -> Result<RecordBatchStream> {
+        let schema = match self.schema.take() {
+            Some(schema) => schema,
+            None => schema(&mut self.decoder, self.broken).await?,
+        };
+        Ok(stream(schema, self.decoder, self.broken))
+    }
+}
+
+/// Record batches of an answer, once its schema is there.
+pub async fn decode(
+    messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'static,
+    broken: impl Fn(&Status) -> Error + Send + Sync + 'static,
+) -> Result<RecordBatchStream> {
+    let mut decoder = decoder(messages);
+    let schema = schema(&mut decoder, &broken).await?;
+    Ok(stream(schema, decoder, broken))
+}
+
+/// Messages without a header carry metadata alone, which nobody here reads; arrow-flight's decoder would refuse them.
+fn decoder(messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'static) -> FlightDataDecoder {
+    let with_header = |item: &Result<FlightData, Status>| {
+        futures::future::ready(item.as_ref().map_or(true, |message| !message.data_header.is_empty()))
+    };
+    let messages = messages.filter(with_header);
+    FlightDataDecoder::new(messages.map(|item| item.map_err(|status| FlightError::Tonic(Box::new(status)))))
+}
+
+async fn schema(decoder: &mut FlightDataDecoder, broken: impl Fn(&Status) -> Error) -> Result<SchemaRef> {
+    while let Some(message) = next(decoder, &broken).await? {
+        match message.payload {
+            DecodedPayload::Schema(schema) => return Ok(schema),
+            DecodedPayload::None => {}
+            DecodedPayload::RecordBatch(_) => return Err(no_schema()),
+        }
+    }
+    Err(Error::Stream("the stream ended before its schema".into()))
+}
+
+fn no_schema() -> Error {
+    Error::Stream("the stream has a record batch before its schema".into())
+}
+
+async fn next(
+    decoder: &mut FlightDataDecoder,
+    broken: impl Fn(&Status) -> Error,
+) -> Result<Option<arrow_flight::decode::DecodedFlightData>> {
+    decoder.next().await.transpose().map_err(|error| cause(error, broken))
+}
+
+fn stream(
+    schema: SchemaRef,
+    decoder: FlightDataDecoder,
+    broken: impl Fn(&Status) -> Error + Send + Sync + 'static,
+) -> RecordBatchStream {
+    let expected = schema.clone();
+    let batches = decoder.filter_map(move |item| {
+        let item = match item.map_err(|error| cause(error, &broken)) {
+            Err(error) => Some(Err(error)),
+            Ok(message) => match message.payload {
+                DecodedPayload::RecordBatch(batch) => Some(Ok(batch)),
+                DecodedPayload::None => None,
+                DecodedPayload::Schema(again) if again == expected => None,
+                DecodedPayload::Schema(_) => Some(Err(Error::Stream("the schema changed within the stream".into()))),
+            },
+        };
+        futures::future::ready(item)
+    });
+    RecordBatchStream::new(schema, batches)
+}
+
+fn cause(error: FlightError, broken: impl Fn(&Status) -> Error) -> Error {
+    match error {
+        FlightError::Tonic(status) => broken(&status),
+        other => Error::Stream(format!("the stream is not valid Arrow IPC: {other}")),
+    }
+}
