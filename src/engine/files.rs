@@ -5,7 +5,7 @@ use std::path::Path;
 
 use duckdb::Parameters;
 
-use super::{Engine, catalog::literal};
+use super::{Engine, catalog::literal, source::Sharing};
 use crate::{
     config::Config,
     error::{Error, Result},
@@ -91,7 +91,7 @@ impl Engine {
         if input.schema().fields().is_empty() {
             return Err(Error::invalid("the result has no columns"));
         }
-        let (source, feed) = self.sources.add(input.schema(), 1, true);
+        let (source, feed) = self.sources.add(input.schema(), Sharing::Single);
         let failure = source.failure.clone();
         let call = source.call();
         let reading = self.call(move |shared, connection| {

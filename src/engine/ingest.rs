@@ -16,7 +16,7 @@ use super::{
     catalog::{TableName, quote},
     columns::{self, Column},
     pool::{Cancel, CancelOnDrop},
-    source::Source,
+    source::{Sharing, Source},
 };
 use crate::{
     error::{Error, Result},
@@ -102,7 +102,8 @@ impl Engine {
         let cancel = self.pool.cancel_handle();
         let guard = CancelOnDrop(cancel.clone());
         let config = &self.shared.config.ingest;
-        let (source, feed) = self.sources.add(schema.clone(), config.workers, config.preserve_order);
+        let sharing = Sharing::Parallel { workers: config.workers, preserve_order: config.preserve_order };
+        let (source, feed) = self.sources.add(schema.clone(), sharing);
         let failure = source.failure.clone();
         let (report, staged) = oneshot::channel();
         let (decision, decided) = mpsc::channel();

@@ -1,6 +1,6 @@
 //! A DuckDB of its own for SQL that works on a stream: in memory, no files, settings locked.
 
-use super::{Engine, query::Setup, statement};
+use super::{Engine, query::Setup, source::Sharing, statement};
 use crate::{
     config::{Config, Size},
     error::{Error, Result},
@@ -21,7 +21,6 @@ impl Engine {
         config.limits.queries = 1;
         // One worker in stream order: a row-wise SELECT answers in the order it was asked, while input still comes.
         config.database.threads = 1;
-        config.ingest.workers = 1;
         Self::open(&config, Metrics::unregistered())
     }
 
@@ -42,7 +41,7 @@ impl Engine {
     /// Runs a SELECT over the relation `input`, which is the stream. Rows come as the input does, where the SELECT
     /// allows it.
     pub async fn transform(&self, sql: &str, input: RecordBatchStream) -> Result<RecordBatchStream> {
-        let (source, feed) = self.sources.add(input.schema(), 1, true);
+        let (source, feed) = self.sources.add(input.schema(), Sharing::Single);
         let view = format!("CREATE TEMP VIEW {INPUT} AS SELECT * FROM {}", source.call());
         // Aborted with the output: dropping the set ends the task, which drops the input.
         let mut pump = tokio::task::JoinSet::new();

@@ -1,12 +1,12 @@
 //! A table function that reads a stream which arrives while it runs.
 //!
 //! One function, registered once per engine, reads whichever stream its argument names; the name is a random number
-//! that exists only while the stream does. Each DuckDB worker keeps an Arrow importer of its own and takes whole
-//! batches from a bounded channel; the importer's vectors reference the batch's buffers, so nothing is copied before
+//! that exists only while the stream does. Each DuckDB worker keeps an Arrow importer of its own and takes batches
+//! from a bounded channel; the importer's vectors reference the batch's buffers, so nothing is copied before
 //! DuckDB stores it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex},
 };
 
@@ -36,6 +36,9 @@ pub(super) const FUNCTION: &str = "mallard_stream";
 /// DuckDB's vector size: the rows of one chunk.
 const CHUNK_ROWS: usize = 2048;
 
+/// DuckDB's row group. Workers that take rows in whole row groups leave nothing to merge when order is kept.
+const ROW_GROUP_ROWS: usize = 122_880;
+
 /// Batches that may wait between the network and DuckDB, beside the one that each worker holds.
 const CHANNEL_BATCHES: usize = 3;
 
@@ -49,16 +52,26 @@ enum Item {
 #[derive(Clone, Default)]
 pub(super) struct Sources(Arc<Mutex<HashMap<u64, Arc<Incoming>>>>);
 
+/// How workers share a stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Sharing {
+    /// One worker takes each batch as it comes, so that a row-wise statement answers at once.
+    Single,
+    /// Up to so many workers take a row group each.
+    Parallel { workers: usize, preserve_order: bool },
+}
+
 struct Incoming {
     schema: SchemaRef,
-    workers: usize,
-    order: OrderPreservation,
+    sharing: Sharing,
     queue: Mutex<Queue>,
     failure: Failure,
 }
 
 struct Queue {
     items: mpsc::Receiver<Item>,
+    /// What the last row group left of its last batch.
+    rest: Option<RecordBatch>,
     taken: usize,
     ended: bool,
     opened: bool,
@@ -132,13 +145,12 @@ impl Sources {
             .register(connection)
     }
 
-    /// Registers a stream that `workers` DuckDB workers may read.
-    pub(super) fn add(&self, schema: SchemaRef, workers: usize, preserve_order: bool) -> (Source, Feed) {
+    /// Registers a stream that one statement may read.
+    pub(super) fn add(&self, schema: SchemaRef, sharing: Sharing) -> (Source, Feed) {
         let (sender, receiver) = mpsc::channel(CHANNEL_BATCHES);
         let failure = Failure::default();
-        let order = if preserve_order { OrderPreservation::Insertion } else { OrderPreservation::None };
-        let queue = Mutex::new(Queue { items: receiver, taken: 0, ended: false, opened: false });
-        let incoming = Incoming { schema, workers, order, queue, failure: failure.clone() };
+        let queue = Mutex::new(Queue { items: receiver, rest: None, taken: 0, ended: false, opened: false });
+        let incoming = Incoming { schema, sharing, queue, failure: failure.clone() };
         let id = getrandom::u64().expect("the operating system hands out random numbers");
         lock(&self.0).insert(id, Arc::new(incoming));
         (Source { id, sources: self.clone(), failure: failure.clone() }, Feed { items: sender, failure })
@@ -146,17 +158,43 @@ impl Sources {
 }
 
 impl Incoming {
-    /// The next batch and its place in the stream. Blocks a DuckDB worker until there is one.
-    fn next(&self) -> duckdb::Result<Option<(usize, RecordBatch)>> {
+    /// The next batches for one worker and their place in the stream; none at the end. Blocks a DuckDB worker until
+    /// they are there.
+    fn next(&self) -> duckdb::Result<(usize, VecDeque<RecordBatch>)> {
+        let wanted = match self.sharing {
+            Sharing::Single => 1,
+            Sharing::Parallel { .. } => ROW_GROUP_ROWS,
+        };
         let mut queue = lock(&self.queue);
+        let (mut batches, mut rows) = (VecDeque::new(), 0);
+        while rows < wanted {
+            let batch = match queue.rest.take() {
+                Some(rest) => rest,
+                None => match self.receive(&mut queue)? {
+                    Some(batch) => batch,
+                    None => break,
+                },
+            };
+            let room = ROW_GROUP_ROWS - rows;
+            let batch = if batch.num_rows() > room && wanted == ROW_GROUP_ROWS {
+                queue.rest = Some(batch.slice(room, batch.num_rows() - room));
+                batch.slice(0, room)
+            } else {
+                batch
+            };
+            rows += batch.num_rows();
+            batches.push_back(batch);
+        }
+        queue.taken += 1;
+        Ok((queue.taken, batches))
+    }
+
+    fn receive(&self, queue: &mut Queue) -> duckdb::Result<Option<RecordBatch>> {
         if queue.ended {
             return Ok(None);
         }
         match queue.items.blocking_recv() {
-            Some(Item::Batch(batch)) => {
-                queue.taken += 1;
-                Ok(Some((queue.taken, batch)))
-            }
+            Some(Item::Batch(batch)) => Ok(Some(batch)),
             Some(Item::End) => {
                 queue.ended = true;
                 Ok(None)
@@ -177,6 +215,7 @@ struct Worker {
     // Declared before the importer: the chunk is dropped first.
     chunk: Option<DataChunk<'static>>,
     importer: ArrowImporter<'static>,
+    batches: VecDeque<RecordBatch>,
     place: usize,
 }
 
@@ -206,7 +245,10 @@ impl TableFunctionCallbacks for StreamFunction {
             let (name, logical_type) = field?;
             output.add_result_column(name, &logical_type)?;
         }
-        output.set_order(incoming.order)?;
+        output.set_order(match incoming.sharing {
+            Sharing::Single | Sharing::Parallel { preserve_order: true, .. } => OrderPreservation::Insertion,
+            Sharing::Parallel { preserve_order: false, .. } => OrderPreservation::None,
+        })?;
         Ok(incoming)
     }
 
@@ -220,7 +262,11 @@ impl TableFunctionCallbacks for StreamFunction {
         if std::mem::replace(&mut queue.opened, true) {
             return Err(duckdb::Error::invalid_input("the stream can be read only once by a statement"));
         }
-        Ok((Some(()), Some(incoming.workers)))
+        let workers = match incoming.sharing {
+            Sharing::Single => 1,
+            Sharing::Parallel { workers, .. } => workers,
+        };
+        Ok((Some(()), Some(workers)))
     }
 
     fn init_local_state(
@@ -235,7 +281,7 @@ impl TableFunctionCallbacks for StreamFunction {
         // (capi_v2_arrow.cpp, CV2ArrowImporter::context). DuckDB drops this state with the running statement, which
         // the connection outlives.
         let importer = unsafe { std::mem::transmute::<ArrowImporter<'_>, ArrowImporter<'static>>(importer) };
-        Ok(Some(Worker { chunk: None, importer, place: 0 }))
+        Ok(Some(Worker { chunk: None, importer, batches: VecDeque::new(), place: 0 }))
     }
 
     fn exec(
@@ -260,11 +306,13 @@ impl TableFunctionCallbacks for StreamFunction {
                 worker.chunk = Some(chunk);
                 return Ok(());
             }
-            let Some((place, batch)) = incoming.next()? else {
+            if worker.batches.is_empty() {
+                (worker.place, worker.batches) = incoming.next()?;
+            }
+            let Some(batch) = worker.batches.pop_front() else {
                 worker.chunk = None;
                 return Ok(());
             };
-            worker.place = place;
             let array = arrow::export(batch).map_err(|error| duckdb::Error::invalid_input(error.to_string()))?;
             worker.importer.append_consumed(array, true)?;
         }

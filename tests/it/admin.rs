@@ -1,0 +1,59 @@
+//! The admin port: probes and metrics.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{TestServer, people, row, table};
+
+/// Status and body of a GET.
+pub async fn fetch(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("the admin port answers");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("an HTTP status");
+    (code, answer.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_string()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_answer() {
+    let server = TestServer::start().await;
+    assert_eq!(server.admin("/livez").await, (200, "ok\n".to_string()));
+    assert_eq!(server.admin("/readyz").await, (200, "ready\n".to_string()));
+    let verbose = server.admin("/readyz?verbose").await;
+    assert_eq!(verbose, (200, "[+]state ok\n[+]database ok\nready\n".to_string()));
+    assert_eq!(server.admin("/nope").await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_count_what_happened() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    client.put(&table("people"), people(3, 1000)).await.unwrap();
+    row(&client, "SELECT count(*) FROM people").await;
+    assert!(client.query("FROM nope").await.is_err());
+    for (name, value) in [
+        ("mallard_rows_total{direction=\"in\"}", 3000.0),
+        ("mallard_rows_total{direction=\"out\"}", 1.0),
+        ("mallard_queries_total{outcome=\"error\"}", 1.0),
+        ("grpc_server_started_total{grpc_method=\"DoPut\"}", 1.0),
+        ("grpc_server_handled_total{grpc_code=\"Ok\",grpc_method=\"DoPut\"}", 1.0),
+        ("grpc_server_handled_total{grpc_code=\"NotFound\",grpc_method=\"DoGet\"}", 1.0),
+        ("mallard_streams_open", 0.0),
+        ("mallard_queries_running", 0.0),
+        ("mallard_ready", 1.0),
+    ] {
+        assert_eq!(server.metric(name).await, value, "{name}");
+    }
+    let (_, text) = server.admin("/metrics").await;
+    for name in [
+        "mallard_build_info{",
+        "process_resident_memory_bytes",
+        "grpc_server_handling_seconds_bucket",
+        "mallard_pool_size",
+    ] {
+        assert!(text.contains(name), "{name} in:\n{text}");
+    }
+}

@@ -1,0 +1,226 @@
+//! The command line as its user sees it: output, errors, exit codes.
+
+use std::process::{Command, Output, Stdio};
+
+use crate::support::{PASSWORD, TestServer, USER, count, run, test_config, with_login};
+
+fn mallard(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mallard"));
+    command.args(arguments).env_remove("MALLARD_USER").env_remove("MALLARD_PASSWORD").stdin(Stdio::null());
+    command
+}
+
+/// Runs away from the async threads, which the servers under test need.
+async fn output(mut command: Command) -> Output {
+    tokio::task::spawn_blocking(move || command.output().expect("the binary runs")).await.unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn query_writes_data_to_stdout_in_every_format() {
+    let server = TestServer::start().await;
+    let uri = server.uri();
+    let directory = tempfile::tempdir().unwrap();
+    let sql = "SELECT i, 'row ' || i AS name FROM range(3) r(i)";
+    let csv = output(mallard(&["query", &uri, sql, "--format", "csv"])).await;
+    assert_eq!(stdout(&csv), "i,name\n0,row 0\n1,row 1\n2,row 2\n");
+    assert_eq!(stderr(&csv), "");
+    let json = output(mallard(&["query", &uri, sql, "--format", "json"])).await;
+    assert_eq!(stdout(&json).lines().next(), Some("{\"i\":0,\"name\":\"row 0\"}"));
+    let table = output(mallard(&["query", &uri, sql])).await;
+    assert!(stdout(&table).contains("│     2 │ row 2   │"), "{}", stdout(&table));
+    let arrow = output(mallard(&["query", &uri, sql, "--format", "arrow"])).await;
+    let read = arrow_ipc::reader::StreamReader::try_new(arrow.stdout.as_slice(), None).unwrap();
+    assert_eq!(read.map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 3);
+    assert_eq!(output(mallard(&["query", &uri, sql, "--format", "parquet"])).await.status.code(), Some(1));
+
+    // What was written is what is read back.
+    let client = server.client().await;
+    for ending in ["parquet", "csv", "json", "arrow"] {
+        let file = directory.path().join(format!("rows.{ending}"));
+        let file = file.to_str().unwrap();
+        let written = output(mallard(&["query", &uri, sql, "-o", file])).await;
+        assert!(written.status.success(), "{}", stderr(&written));
+        assert_eq!(stdout(&written), "");
+        let put = output(mallard(&["put", &uri, &format!("main.{ending}"), file])).await;
+        assert!(put.status.success(), "{}", stderr(&put));
+        assert_eq!(count(&client, ending).await, 3);
+    }
+    // Redirected standard output is appended to, not truncated.
+    let file = directory.path().join("redirected");
+    for _ in 0..2 {
+        let append = std::fs::OpenOptions::new().create(true).append(true).open(&file).unwrap();
+        let mut command = mallard(&["query", &uri, "SELECT 1 AS one", "--format", "csv"]);
+        command.stdout(append);
+        output(command).await;
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "one\n1\none\n1\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_say_what_and_what_next_with_their_exit_code() {
+    let server = TestServer::with(with_login(test_config())).await;
+    let uri = server.uri();
+    let directory = tempfile::tempdir().unwrap();
+    let password = directory.path().join("password");
+    std::fs::write(&password, format!("{PASSWORD}\n")).unwrap();
+    let password = password.to_str().unwrap();
+    let login = ["--user", USER, "--password-file", password];
+    let with_login = |arguments: &[&str]| mallard(&[arguments, &login].concat());
+
+    for (command, code, says) in [
+        (with_login(&["query", &uri, "SELECT 1"]), 0, ""),
+        (with_login(&["query", &uri, "SELEC 1"]), 1, "syntax error"),
+        (with_login(&["query", &uri, "FROM nope"]), 5, "nope"),
+        (with_login(&["put", &uri, "t", "/nowhere/x.csv"]), 1, "/nowhere/x.csv"),
+        (with_login(&["put", &uri, "t", "x.doc"]), 1, "x.doc"),
+        (with_login(&["actions", &uri, "nope"]), 5, "nope"),
+        (mallard(&["query", &uri, "SELECT 1"]), 4, "--user"),
+        (mallard(&["query", &uri, "SELECT 1", "--user", USER]), 4, "MALLARD_PASSWORD"),
+        (mallard(&["query", "grpc://127.0.0.1:1", "SELECT 1"]), 3, "127.0.0.1:1"),
+        (mallard(&["query", "http://x", "SELECT 1"]), 2, "unknown scheme"),
+        (mallard(&["health", &uri]), 0, ""),
+        (mallard(&["health", "grpc://127.0.0.1:1"]), 3, "cannot connect"),
+        (mallard(&["nope"]), 2, "nope"),
+    ] {
+        let shown = format!("{command:?}");
+        let done = output(command).await;
+        assert_eq!(done.status.code(), Some(code), "{shown}: {}", stderr(&done));
+        assert!(stderr(&done).contains(says), "{shown} says {says:?}: {}", stderr(&done));
+    }
+    let mut wrong = mallard(&["query", &uri, "SELECT 1", "--user", USER]);
+    wrong.env("MALLARD_PASSWORD", "canary-secret");
+    let wrong = output(wrong).await;
+    assert_eq!(wrong.status.code(), Some(4));
+    assert!(!stderr(&wrong).contains("canary-secret"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exchange_transfer_and_actions_work_from_the_command_line() {
+    let (one, two) = (TestServer::start().await, TestServer::start().await);
+    run(&one.client().await, "CREATE TABLE t AS SELECT range AS i FROM range(1000)").await;
+    let moved = output(mallard(&["transfer", &one.uri(), &two.uri(), "--table", "t"])).await;
+    assert!(stdout(&moved).contains("1,000 rows") && stdout(&moved).contains("verified"), "{moved:?}");
+    let some = ["--query", "SELECT i FROM t WHERE i < 3", "--into", "few", "--mode", "replace"];
+    let moved = output(mallard(&[&["transfer", &one.uri(), &two.uri()], &some[..]].concat())).await;
+    assert!(moved.status.success(), "{moved:?}");
+    assert_eq!(count(&two.client().await, "few").await, 3);
+
+    let body = "{\"name\": \"double\", \"sql\": \"SELECT i * 2 AS i FROM input\"}";
+    assert!(output(mallard(&["actions", &one.uri(), "add_exchange", body])).await.status.success());
+    let listed = output(mallard(&["actions", &one.uri(), "list_exchanges"])).await;
+    assert!(stdout(&listed).contains("\"double\""));
+    let sent = ["exchange", &one.uri(), "double", "--query", "SELECT 21 AS i", "--format", "csv"];
+    assert_eq!(stdout(&output(mallard(&sent)).await), "i\n42\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interrupted_query_is_cancelled_on_the_server() {
+    let server = TestServer::start().await;
+    let sql = "SELECT a.range FROM range(10000000000) a";
+    let child = mallard(&["query", &server.uri(), sql, "--format", "csv"]).stdout(Stdio::null()).spawn().unwrap();
+    crate::support::until("it runs", || async { server.metric("mallard_queries_running").await == 1.0 }).await;
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let mut child = child;
+    let status = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
+    assert_eq!(status.code(), Some(130));
+    crate::support::until("it has ended", || async { server.metric("mallard_queries_running").await == 0.0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn configuration_is_shown_and_checked() {
+    let mut show = mallard(&["config", "show", "--db", "x.duckdb"]);
+    show.env("MALLARD__AUTH__USERS__BOB__PASSWORD", "canary-secret").env("MALLARD__LOG__LEVEL", "debug");
+    let shown = output(show).await;
+    let text = stdout(&shown);
+    for line in [
+        "database.path = \"x.duckdb\"  # command line",
+        "log.level = \"debug\"  # environment MALLARD__LOG__LEVEL",
+        "auth.users.bob.password = \"(redacted)\"  # environment MALLARD__AUTH__USERS__BOB__PASSWORD",
+    ] {
+        assert!(text.contains(line), "{line} in:\n{text}");
+    }
+    assert!(!text.contains("canary-secret"));
+    let checked = output(mallard(&["config", "check", "--location", "grpc://0.0.0.0:1"])).await;
+    assert_eq!(checked.status.code(), Some(2));
+    assert!(stderr(&checked).contains("auth.allow_anonymous"));
+    let served = output(mallard(&["serve", "--location", "grpc://0.0.0.0:0"])).await;
+    assert_eq!(served.status.code(), Some(2), "it does not even open a port");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn user_hash_makes_a_hash_that_logs_in() {
+    use std::io::Write;
+    let mut child = mallard(&["user", "hash"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"hunter2\n").unwrap();
+    let made = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
+    let hash = stdout(&made).trim().to_string();
+    let mut config = test_config();
+    config.auth.enabled = true;
+    let credential = mallard::config::Credential::Hash(mallard::config::Secret::new(hash));
+    config.auth.users.insert("bob".into(), credential);
+    let server = TestServer::with(config).await;
+    let mut query = mallard(&["query", &server.uri(), "SELECT 1", "--user", "bob"]);
+    query.env("MALLARD_PASSWORD", "hunter2");
+    assert!(output(query).await.status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn completions_name_the_commands() {
+    let bash = output(mallard(&["completions", "bash"])).await;
+    assert!(stdout(&bash).contains("transfer") && bash.status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn demo_verifies_every_step_and_writes_its_report() {
+    let directory = tempfile::tempdir().unwrap();
+    let (json, markdown) = (directory.path().join("demo.json"), directory.path().join("demo.md"));
+    let (json, markdown) = (json.to_str().unwrap(), markdown.to_str().unwrap());
+    let done = output(mallard(&["demo", "--rows", "300000", "--json", json, "--markdown", markdown])).await;
+    assert!(done.status.success(), "{}{}", stdout(&done), stderr(&done));
+    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    assert_eq!(report["verified"], true);
+    let operations = report["operations"].as_array().unwrap();
+    let names: Vec<&str> = operations.iter().map(|operation| operation["operation"].as_str().unwrap()).collect();
+    assert_eq!(names, ["PUT", "GET", "TRANSFER relayed", "TRANSFER pulled", "EXCHANGE", "EXCHANGE registered"]);
+    for operation in operations {
+        assert_eq!((&operation["verified"], &operation["rows"]), (&true.into(), &300_000.into()));
+    }
+    assert!(std::fs::read_to_string(markdown).unwrap().contains("Everything was verified."));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn demo_uses_running_servers_and_leaves_nothing_behind() {
+    let (one, two) =
+        (TestServer::with(with_login(test_config())).await, TestServer::with(with_login(test_config())).await);
+    let mut demo =
+        mallard(&["demo", "--rows", "1000", "--server1", &one.uri(), "--server2", &two.uri(), "--user", USER]);
+    demo.env("MALLARD_PASSWORD", PASSWORD);
+    let done = output(demo).await;
+    assert!(done.status.success(), "{}{}", stdout(&done), stderr(&done));
+    let client = mallard::client::Client::connect(two.server.location(), Some(&crate::support::login())).await.unwrap();
+    assert!(client.list("").await.unwrap().is_empty());
+    let unreachable =
+        ["demo", "--rows", "10", "--wait", "1s", "--server1", "grpc://127.0.0.1:1", "--server2", &two.uri()];
+    assert_eq!(output(mallard(&unreachable)).await.status.code(), Some(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn demo_takes_the_users_own_parquet_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("own.parquet");
+    let server = TestServer::start().await;
+    let sql = "SELECT i AS id, 'x' || i AS name FROM range(5000) r(i)";
+    assert!(output(mallard(&["query", &server.uri(), sql, "-o", file.to_str().unwrap()])).await.status.success());
+    let done = output(mallard(&["demo", "--parquet", file.to_str().unwrap()])).await;
+    assert!(done.status.success(), "{}{}", stdout(&done), stderr(&done));
+    assert!(stdout(&done).contains("5,000 rows"));
+}

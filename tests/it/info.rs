@@ -1,0 +1,137 @@
+//! ListFlights, GetFlightInfo, GetSchema, PollFlightInfo: planned, not run, and true.
+
+use arrow_flight::{
+    Action, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightClient, FlightDescriptor,
+    FlightEndpoint, RenewFlightEndpointRequest, flight_service_client::FlightServiceClient,
+};
+use arrow_schema::Schema;
+use futures::{StreamExt, TryStreamExt};
+use prost::Message;
+use tonic::{Code, transport::Channel};
+
+use crate::support::{TestServer, count, run};
+
+/// A stock arrow-rs client.
+async fn stock(server: &TestServer) -> FlightServiceClient<Channel> {
+    let uri = server.uri().replace("grpc://", "http://");
+    FlightServiceClient::new(Channel::from_shared(uri).unwrap().connect().await.unwrap())
+}
+
+fn sql(text: &str) -> FlightDescriptor {
+    FlightDescriptor::new_cmd(text.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statement_is_planned_and_not_run() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE t (i INTEGER)").await;
+    for statement in ["INSERT INTO t VALUES (1)", "INSERT INTO t VALUES (1) RETURNING i", "DROP TABLE t"] {
+        client.info(sql(statement)).await.unwrap();
+        stock(&server).await.get_schema(sql(statement)).await.unwrap();
+        let poll = stock(&server).await.poll_flight_info(sql(statement)).await.unwrap().into_inner();
+        assert!(poll.flight_descriptor.is_none(), "complete once it is planned");
+        assert_eq!(poll.progress, Some(1.0));
+        assert_eq!(count(&client, "t").await, 0, "{statement} ran");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn told_schema_is_the_streams_schema() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TYPE mood AS ENUM ('sad', 'ok')").await;
+    run(&client, "CREATE TABLE t (i INTEGER, m mood, d DECIMAL(9, 3), l VARCHAR[], s STRUCT(a UUID, b BOOLEAN))").await;
+    for statement in [
+        "FROM t",
+        "SELECT 1 AS a, 2 AS a, 'x' || 'y'",
+        "INSERT INTO t (i) VALUES (1)",
+        "INSERT INTO t (i) VALUES (1) RETURNING i, m",
+        "SELECT * FROM test_all_types()",
+        "EXPLAIN SELECT 1",
+        "DESCRIBE t",
+    ] {
+        let info = client.info(sql(statement)).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+        let told: Schema = info.clone().try_decode_schema().unwrap();
+        let streamed = client.get(info.endpoint[0].ticket.clone().unwrap()).await.unwrap().schema();
+        assert_eq!(told, *streamed, "{statement}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_are_listed_and_filtered_by_glob() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE flights AS SELECT range AS i FROM range(5)").await;
+    run(&client, "CREATE SCHEMA other").await;
+    run(&client, "CREATE TABLE other.\"odd \"\"name\" (x VARCHAR)").await;
+    run(&client, "CREATE VIEW few AS FROM flights LIMIT 1").await;
+    let paths = |listed: Vec<arrow_flight::FlightInfo>| -> Vec<String> {
+        listed.into_iter().map(|info| info.flight_descriptor.unwrap().path.join(".")).collect()
+    };
+    assert_eq!(paths(client.list("").await.unwrap()), ["main.few", "main.flights", "other.odd \"name"]);
+    assert_eq!(paths(client.list("main.fl*").await.unwrap()), ["main.flights"]);
+    assert!(client.list("nothing*").await.unwrap().is_empty());
+    for info in client.list("").await.unwrap() {
+        let path = info.flight_descriptor.clone().unwrap().path;
+        let ticket = info.endpoint[0].ticket.clone().unwrap();
+        client.get(ticket).await.unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        assert_eq!(client.table(&path).await.unwrap().schema().fields(), info.try_decode_schema().unwrap().fields());
+    }
+    let known = client.info(FlightDescriptor::new_path(vec!["flights".into()])).await.unwrap();
+    assert_eq!(known.total_records, 5);
+    assert_eq!(client.info(sql("FROM flights")).await.unwrap().total_records, -1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stock_arrow_rs_client_reads_and_lists_actions() {
+    let server = TestServer::start().await;
+    let uri = server.uri().replace("grpc://", "http://");
+    let channel = Channel::from_shared(uri).unwrap().connect().await.unwrap();
+    let mut client = FlightClient::new(channel);
+    let info = client.get_flight_info(sql("SELECT range AS i FROM range(100000)")).await.unwrap();
+    let ticket = info.endpoint[0].ticket.clone().unwrap();
+    let batches: Vec<_> = client.do_get(ticket).await.unwrap().try_collect().await.unwrap();
+    assert_eq!(crate::support::rows(&batches), 100_000);
+    let actions: Vec<_> = client.list_actions().await.unwrap().try_collect().await.unwrap();
+    for name in
+        ["add_exchange", "drop_exchange", "list_exchanges", "transfer", "CancelFlightInfo", "RenewFlightEndpoint"]
+    {
+        let action = actions.iter().find(|action| action.r#type == name).unwrap_or_else(|| panic!("{name} is listed"));
+        assert!(!action.description.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancel_flight_info_ends_the_stream_of_its_ticket() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let info = client.info(sql("SELECT a.range FROM range(10000000000) a, range(1000) b")).await.unwrap();
+    let cancel = async || {
+        let request = CancelFlightInfoRequest::new(info.clone());
+        let action = Action::new("CancelFlightInfo", request.encode_to_vec());
+        let mut results = stock(&server).await.do_action(action).await.unwrap().into_inner();
+        let result = results.next().await.unwrap().unwrap();
+        CancelFlightInfoResult::decode(result.body).unwrap().status()
+    };
+    assert_eq!(cancel().await, CancelStatus::NotCancellable, "nothing runs yet");
+    let mut stream = client.get(info.endpoint[0].ticket.clone().unwrap()).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    assert_eq!(cancel().await, CancelStatus::Cancelled);
+    let ended = crate::support::collect(stream).await.expect_err("it was cancelled");
+    assert_eq!(ended.code(), Code::Cancelled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn renewed_endpoint_is_good_for_the_same_rows() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let info = client.info(sql("SELECT 42")).await.unwrap();
+    let request = RenewFlightEndpointRequest::new(info.endpoint[0].clone());
+    let action = Action::new("RenewFlightEndpoint", request.encode_to_vec());
+    let mut results = stock(&server).await.do_action(action).await.unwrap().into_inner();
+    let endpoint = FlightEndpoint::decode(results.next().await.unwrap().unwrap().body).unwrap();
+    assert!(endpoint.expiration_time.is_some());
+    let row = mallard::transfer::first_row(client.get(endpoint.ticket.unwrap()).await.unwrap()).await.unwrap();
+    assert_eq!(row, ["42"]);
+}

@@ -1,0 +1,138 @@
+//! Start, health, and a stop that is orderly and never held up.
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use mallard::{client::Client, config::Span, location::Location, server::Server};
+use tokio::io::AsyncWriteExt;
+use tonic::Code;
+
+use crate::support::{TestServer, collect, count, people, row, rows, run, table, test_config, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connection_does_not_hold_up_the_stop() {
+    let mut config = test_config();
+    config.server.grace_period = Span(Duration::from_secs(60));
+    let server = TestServer::with(config).await;
+    let Location::Tcp { host, port } = server.server.location().clone() else { panic!("TCP") };
+    let _silent = tokio::net::TcpStream::connect((host.clone(), port)).await.unwrap();
+    // Another that began an HTTP/2 preface and went quiet, and an idle one that works.
+    let mut half = tokio::net::TcpStream::connect((host, port)).await.unwrap();
+    half.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
+    let client = server.client().await;
+    assert_eq!(row(&client, "SELECT 1").await, ["1"]);
+    let stopped = tokio::time::timeout(Duration::from_secs(30), server.server.stop(std::future::pending()));
+    stopped.await.expect("the stop does not wait for them").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn running_stream_may_finish_while_new_calls_are_refused() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE t AS SELECT range AS i, repeat('x', 100) AS s FROM range(2000000)").await;
+    let mut stream = client.query("FROM t").await.unwrap();
+    let first = stream.next().await.unwrap().unwrap().num_rows();
+    let stopping = tokio::spawn(server.server.stop(std::future::pending()));
+    until("new calls are refused", || async {
+        client.query("SELECT 1").await.is_err_and(|error| error.code() == Code::Unavailable)
+    })
+    .await;
+    assert_eq!(first + rows(&collect(stream).await.expect("the stream is whole")), 2_000_000);
+    stopping.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn second_signal_interrupts_what_runs() {
+    let mut config = test_config();
+    config.server.grace_period = Span(Duration::from_secs(3600));
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    let mut stream = client.query("SELECT a.range FROM range(10000000000) a").await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let start = Instant::now();
+    let stopping = tokio::spawn(server.server.stop(std::future::ready(())));
+    let error = collect(stream).await.expect_err("it was cut, and says so");
+    assert_eq!(error.code(), Code::Unavailable, "{error}");
+    stopping.await.unwrap().unwrap();
+    // The grace period is an hour.
+    assert!(start.elapsed() < Duration::from_secs(600));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grace_period_ends_what_does_not() {
+    let mut config = test_config();
+    config.server.grace_period = Span(Duration::from_millis(200));
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    let mut stream = client.query("SELECT a.range FROM range(10000000000) a").await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    // Nobody reads the stream.
+    server.server.stop(std::future::pending()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_follows_the_server() {
+    let mut config = test_config();
+    config.server.drain_delay = Span(Duration::from_secs(2));
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    assert!(client.healthy().await.unwrap());
+    assert_eq!(server.admin("/readyz").await.0, 200);
+    let admin = server.server.admin_address().unwrap();
+    let stopping = tokio::spawn(server.server.stop(std::future::pending()));
+    until("health says NOT_SERVING", || async { client.healthy().await.is_ok_and(|serving| !serving) }).await;
+    // Not ready any more, but during the drain delay calls that still come are taken.
+    assert_eq!(row(&client, "SELECT 1").await, ["1"]);
+    let ready = crate::admin::fetch(admin, "/readyz?verbose").await;
+    assert_eq!(ready.0, 503);
+    assert!(ready.1.contains("[-]state draining"), "{}", ready.1);
+    assert_eq!(crate::admin::fetch(admin, "/livez").await.0, 200);
+    stopping.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_in_a_file_are_there_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = test_config();
+    config.database.path = directory.path().join("m.duckdb").to_string_lossy().into_owned();
+    let first = TestServer::with(config.clone()).await;
+    first.client().await.put(&table("people"), people(20, 10_000)).await.unwrap();
+    first.server.stop(std::future::pending()).await.unwrap();
+    assert!(!directory.path().join("m.duckdb.wal").exists(), "a checkpoint was written");
+    let second = TestServer::with(config).await;
+    assert_eq!(count(&second.client().await, "people").await, 200_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn second_server_on_the_same_file_or_port_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = test_config();
+    config.database.path = directory.path().join("not a database").to_string_lossy().into_owned();
+    std::fs::write(&config.database.path, b"this is no DuckDB file, only text that is long enough to look at").unwrap();
+    let error = Server::start(config.clone()).await.err().expect("no database");
+    assert!(error.to_string().contains("cannot open database"), "{error}");
+
+    let running = TestServer::start().await;
+    config = test_config();
+    config.server.location = running.server.location().clone();
+    let error = Server::start(config).await.err().expect("the port is taken");
+    assert!(error.to_string().contains("cannot listen on"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unix_socket_serves_and_is_cleaned_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("mallard.sock");
+    // Left over from a server that was killed.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let mut config = test_config();
+    config.server.location = Location::Unix(path.clone());
+    let server = TestServer::with(config.clone()).await;
+    let client = Client::connect(server.server.location(), None).await.unwrap();
+    client.put(&table("people"), people(20, 10_000)).await.unwrap();
+    assert_eq!(rows(&collect(client.query("FROM people").await.unwrap()).await.unwrap()), 200_000);
+    let error = Server::start(config).await.err().expect("one listens already");
+    assert!(error.to_string().contains("another server"), "{error}");
+    server.server.stop(std::future::pending()).await.unwrap();
+    assert!(!path.exists());
+}

@@ -1,0 +1,15 @@
+//! Real servers on port 0, real clients, one file per promise.
+
+mod admin;
+mod auth;
+mod bad_input;
+mod cli;
+mod config;
+mod exchange;
+mod get;
+mod info;
+mod lifecycle;
+mod put;
+mod support;
+mod tidy;
+mod transfer;

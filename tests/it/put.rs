@@ -1,0 +1,202 @@
+//! DoPut: create, append, fit by name, all or nothing.
+
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
+use arrow_schema::{DataType, Field, Schema};
+use futures::StreamExt;
+use mallard::{error::Error, stream::RecordBatchStream};
+use tonic::Code;
+
+use crate::support::{TestServer, count, people, row, run, table, test_config, until};
+
+fn one_column(name: &str, values: ArrayRef) -> RecordBatchStream {
+    let schema = Arc::new(Schema::new(vec![Field::new(name, values.data_type().clone(), true)]));
+    let batch = RecordBatch::try_new(schema.clone(), vec![values]).unwrap();
+    RecordBatchStream::from_batches(schema, vec![batch])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn table_is_created_and_then_appended_to() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    // More than one row group, so that whole row groups move as well.
+    let stored = client.put(&table("people"), people(30, 10_000)).await.unwrap();
+    assert_eq!(stored.rows, 300_000);
+    assert_eq!(count(&client, "people").await, 300_000);
+    client.put(&table("people"), people(3, 7)).await.unwrap();
+    assert_eq!(
+        row(&client, "SELECT count(*), sum(id), max(name) FROM people").await,
+        ["300021", "44999850210", "name 9999"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_keep_their_order() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    client.put(&table("people"), people(50, 10_000)).await.unwrap();
+    let out_of_order =
+        "SELECT count(*) FROM (SELECT id, lag(id) OVER (ORDER BY rowid) AS before FROM people) WHERE id < before";
+    assert_eq!(row(&client, out_of_order).await, ["0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unordered_ingest_stores_the_same_rows() {
+    let mut config = test_config();
+    config.ingest.preserve_order = false;
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    client.put(&table("people"), people(50, 10_000)).await.unwrap();
+    assert_eq!(
+        row(&client, "SELECT count(*), sum(id), count(DISTINCT id) FROM people").await,
+        ["500000", "124999750000", "500000"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_stream_creates_the_table() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    assert_eq!(client.put(&table("nobody"), people(0, 0)).await.unwrap().rows, 0);
+    assert_eq!(count(&client, "nobody").await, 0);
+    client.put(&table("nobody"), people(20, 10_000)).await.unwrap();
+    assert_eq!(count(&client, "nobody").await, 200_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_quoted_and_never_pasted() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE victim AS SELECT 1 AS one").await;
+    for name in ["x; DROP TABLE victim; --", "quo\"ted", "select", "ünïcode 🦆"] {
+        client.put(&table(name), people(1, 2)).await.unwrap();
+        assert_eq!(count(&client, &format!("\"{}\"", name.replace('"', "\"\""))).await, 2);
+    }
+    assert_eq!(count(&client, "victim").await, 1);
+    run(&client, "CREATE SCHEMA s").await;
+    client.put(&["s".into(), "t".into()], people(1, 2)).await.unwrap();
+    client.put(&["memory".into(), "s".into(), "t".into()], people(1, 2)).await.unwrap();
+    assert_eq!(count(&client, "s.t").await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_are_matched_by_name_and_cast_only_without_loss() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE t (Name VARCHAR, extra INTEGER DEFAULT 7, id INTEGER)").await;
+    client.put(&table("t"), people(1, 2)).await.unwrap();
+    assert_eq!(row(&client, "SELECT id, name, extra FROM t ORDER BY id DESC").await, ["1", "name 1", "7"]);
+
+    let integers = || Arc::new(Int64Array::from(vec![1, 2])) as ArrayRef;
+    let doubles = || Arc::new(Float64Array::from(vec![1.5, 2.5])) as ArrayRef;
+    let texts = || Arc::new(StringArray::from(vec!["1", "2"])) as ArrayRef;
+    let check = async |column: &str, values: ArrayRef, fits: bool| {
+        run(&client, &format!("CREATE OR REPLACE TABLE c (x {column})")).await;
+        let outcome = client.put(&table("c"), one_column("x", values)).await;
+        match outcome {
+            Ok(_) => assert!(fits, "{column} took it"),
+            Err(error) => {
+                assert!(!fits, "{column}: {error}");
+                assert_eq!(error.code(), Code::InvalidArgument);
+                assert!(error.to_string().contains("\"x\""), "names the column: {error}");
+            }
+        }
+        assert_eq!(count(&client, "c").await, if fits { 2 } else { 0 });
+    };
+    check("BIGINT", integers(), true).await;
+    check("TINYINT", integers(), true).await;
+    check("HUGEINT", integers(), true).await;
+    check("DECIMAL(10, 2)", integers(), true).await;
+    check("DOUBLE", integers(), false).await;
+    check("VARCHAR", integers(), false).await;
+    check("FLOAT", doubles(), false).await;
+    check("INTEGER", doubles(), false).await;
+    check("INTEGER", texts(), false).await;
+    check("DATE", texts(), false).await;
+    check("ENUM('1', '2')", texts(), true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn value_out_of_range_leaves_nothing() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE t (x TINYINT)").await;
+    let values = Arc::new(Int64Array::from_iter_values(0..1000));
+    let refused = client.put(&table("t"), one_column("x", values)).await.expect_err("1000 is no TINYINT");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert_eq!(count(&client, "t").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn constraint_violation_leaves_nothing() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE t (id BIGINT PRIMARY KEY, name VARCHAR)").await;
+    run(&client, "INSERT INTO t VALUES (199999, 'here first')").await;
+    let refused = client.put(&table("t"), people(20, 10_000)).await.expect_err("the key is taken");
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert_eq!(count(&client, "t").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn input_that_fails_half_way_leaves_nothing() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let good = people(20, 10_000);
+    let schema = good.schema();
+    let failing = good.chain(futures::stream::iter([Err(Error::Invalid("the disk caught fire".into()))]));
+    let failed = client.put(&table("t"), RecordBatchStream::new(schema, failing)).await.expect_err("the input failed");
+    assert_eq!(failed.to_string(), "the disk caught fire");
+    until("the ingest has ended", || async { server.metric("mallard_queries_running").await == 0.0 }).await;
+    assert_eq!(client.query("FROM t").await.err().expect("rolled back").code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_that_leaves_half_way_leaves_nothing() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE t (id BIGINT, name VARCHAR)").await;
+    let good = people(20, 10_000);
+    let schema = good.schema();
+    let endless = RecordBatchStream::new(schema, good.chain(futures::stream::pending()));
+    let putting = tokio::spawn({
+        let client = client.clone();
+        async move { client.put(&table("t"), endless).await }
+    });
+    until("all rows have arrived", || async {
+        server.metric("mallard_rows_total{direction=\"in\"}").await == 200_000.0
+    })
+    .await;
+    assert_eq!(count(&client, "t").await, 0, "nothing is seen before the commit");
+    putting.abort();
+    until("the ingest has ended", || async { server.metric("mallard_queries_running").await == 0.0 }).await;
+    assert_eq!(count(&client, "t").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dictionaries_and_enums_come_back_as_enums() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE birds AS SELECT (CASE i % 3 WHEN 0 THEN 'duck' WHEN 1 THEN 'teal' END)::ENUM('duck', 'teal', 'eider') AS kind, [kind] AS kinds FROM range(100000) r(i)").await;
+    let birds = client.query("FROM birds").await.unwrap();
+    assert!(matches!(birds.schema().field(0).data_type(), DataType::Dictionary(..)));
+    client.put(&table("again"), birds).await.unwrap();
+    let types = row(&client, "SELECT string_agg(column_type, '; ') FROM (DESCRIBE again)").await;
+    assert_eq!(types, ["ENUM('duck', 'teal', 'eider'); ENUM('duck', 'teal', 'eider')[]"]);
+    assert_eq!(row(&client, "SELECT count(*) FROM (FROM birds EXCEPT ALL FROM again)").await, ["0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn declared_type_that_is_no_type_is_refused() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE victim AS SELECT 1 AS one").await;
+    let metadata = [("mallard.duckdb_type".to_string(), "INTEGER); DROP TABLE victim; --".to_string())].into();
+    let field = Field::new("x", DataType::Int64, true).with_metadata(metadata);
+    let stream = RecordBatchStream::from_batches(Arc::new(Schema::new(vec![field])), vec![]);
+    let refused = client.put(&table("t"), stream).await.expect_err("that is no type");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.to_string().contains("\"x\""), "{refused}");
+    assert_eq!(count(&client, "victim").await, 1);
+}
