@@ -48,6 +48,7 @@ pub struct Database {
     pub temp_directory: String,
     pub max_temp_size: Option<Size>,
     pub external_access: bool,
+    pub lossless_types: bool,
     pub batch_rows: usize,
 }
 
@@ -107,6 +108,7 @@ impl Default for Config {
                 temp_directory: String::new(),
                 max_temp_size: None,
                 external_access: false,
+                lossless_types: true,
                 batch_rows: 61_440,
             },
             ingest: Ingest { workers: 2, preserve_order: true },
@@ -184,6 +186,10 @@ const KEYS: &[Key] = &[
     key!(
         database.external_access,
         "Whether SQL may read and write files and attach databases with the server's rights. Every client could then."
+    ),
+    key!(
+        database.lossless_types,
+        "Whether HUGEINT, UHUGEINT, UUID, BIT, TIMETZ and BIGNUM leave as extension types that lose nothing. If not, they leave as decimal, text, binary and time, which any client reads."
     ),
     key!(
         database.batch_rows,
@@ -522,7 +528,7 @@ impl Setting for usize {
     fn read(value: &Value) -> Result<Self, String> {
         let number = match value.as_str() {
             Some(text) => text.parse().ok(),
-            None => value.to_u128().and_then(|number| usize::try_from(number).ok()),
+            None => value.to_i128().and_then(|number| usize::try_from(number).ok()),
         };
         number.ok_or_else(|| "must be a whole number from 0".to_string())
     }

@@ -11,7 +11,7 @@ use futures::{FutureExt, Stream, StreamExt, TryStreamExt, future::Fuse};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::oneshot;
-use tonic::{Request, Status, Streaming, transport::Channel};
+use tonic::{CancellationHandle, Request, Status, Streaming, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 pub use connect::Login;
@@ -106,12 +106,13 @@ impl Client {
     pub async fn put(&self, path: &[String], input: RecordBatchStream) -> Result<Stored> {
         let descriptor = FlightDescriptor::new_path(path.to_vec());
         let (messages, mut failed) = upload(input, descriptor);
+        let mut request = self.request(messages);
+        let _guard = CancelOnDrop::of(&mut request);
         let mut flight = self.flight.clone();
         let call = async {
-            let answer = flight.do_put(self.request(messages)).await?.into_inner();
+            let answer = flight.do_put(request).await?.into_inner();
             answer.try_collect::<Vec<_>>().await
         };
-        // Leaving the select drops the call, which resets the stream: the server stores nothing.
         let results = tokio::select! {
             biased;
             Ok(error) = &mut failed => return Err(error),
@@ -125,9 +126,11 @@ impl Client {
     /// Sends the stream through an exchanger; its answer comes while the input is sent.
     pub async fn exchange(&self, name: &str, input: RecordBatchStream) -> Result<RecordBatchStream> {
         let (messages, mut failed) = upload(input, FlightDescriptor::new_cmd(name.to_string()));
+        let mut request = self.request(messages);
+        let guard = CancelOnDrop::of(&mut request);
         let mut flight = self.flight.clone();
         let opening = async {
-            let answer = flight.do_exchange(self.request(messages)).await.map_err(|status| self.broken()(&status))?;
+            let answer = flight.do_exchange(request).await.map_err(|status| self.broken()(&status))?;
             wire::decode(answer.into_inner(), self.broken()).await
         };
         let output = tokio::select! {
@@ -138,7 +141,7 @@ impl Client {
         // The input's own error ends the output in place of the server's word for a cut stream.
         let schema = output.schema();
         let failure = futures::stream::once(failed).filter_map(async |error| error.ok().map(Err));
-        Ok(RecordBatchStream::new(schema, until_failure(output, failure.boxed())))
+        Ok(RecordBatchStream::new(schema, until_failure(output, failure.boxed())).holding(guard))
     }
 
     /// Runs an action with a JSON body; each result as it comes.
@@ -162,6 +165,24 @@ impl Client {
         let request = HealthCheckRequest { service: String::new() };
         let answer = health.check(request).await.map_err(|status| self.broken()(&status))?;
         Ok(answer.into_inner().status() == ServingStatus::Serving)
+    }
+}
+
+/// Cancels the call when dropped before its request stream has ended. Dropping a call alone would leave it open: hyper
+/// goes on with the request stream, whose end the server would take for the end of the rows.
+struct CancelOnDrop(Option<CancellationHandle>);
+
+impl CancelOnDrop {
+    fn of<T>(request: &mut Request<T>) -> Self {
+        Self(Some(request.cancellation_handle()))
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if let Some(handle) = self.0.take() {
+            handle.cancel();
+        }
     }
 }
 

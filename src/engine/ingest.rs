@@ -173,8 +173,9 @@ impl Work<'_> {
         let call = self.source.call();
         let source = shared.bind(connection, &format!("SELECT * FROM {call}"))?;
         let existing = match self.mode {
-            Mode::CreateOrAppend => match shared.bind(connection, &format!("SELECT * FROM {table}")) {
-                Ok(schema) => Some(schema),
+            // Asked as an INSERT: a SELECT would take a table that is missing for a file of its name.
+            Mode::CreateOrAppend => match shared.bind(connection, &format!("INSERT INTO {table} DEFAULT VALUES")) {
+                Ok(_) => Some(shared.bind(connection, &format!("SELECT * FROM {table}"))?),
                 Err(Error::NotFound(_)) => None,
                 Err(error) => return Err(error),
             },

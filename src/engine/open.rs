@@ -25,7 +25,7 @@ impl Engine {
             ("allow_community_extensions", "false".into()),
             ("allow_persistent_secrets", "false".into()),
             // Types that plain Arrow loses leave as extension types (see engine/arrow.rs).
-            ("arrow_lossless_conversion", "true".into()),
+            ("arrow_lossless_conversion", database.lossless_types.to_string()),
         ];
         if database.threads > 0 {
             options.push(("threads", database.threads.to_string()));

@@ -1,12 +1,14 @@
 //! FlightData -> record batches.
 
+use std::panic::AssertUnwindSafe;
+
 use arrow_flight::{
     FlightData, FlightDescriptor,
-    decode::{DecodedPayload, FlightDataDecoder},
+    decode::{DecodedFlightData, DecodedPayload, FlightDataDecoder},
     error::FlightError,
 };
 use arrow_schema::SchemaRef;
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use tonic::Status;
 
 use crate::{
@@ -69,7 +71,33 @@ fn decoder(messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'st
         futures::future::ready(item.as_ref().map_or(true, |message| !message.data_header.is_empty()))
     };
     let messages = messages.filter(with_header);
-    FlightDataDecoder::new(messages.map(|item| item.map_err(|status| FlightError::Tonic(Box::new(status)))))
+    FlightDataDecoder::new(messages.map(|item| {
+        let message = item.map_err(|status| FlightError::Tonic(Box::new(status)))?;
+        check_buffers(&message)?;
+        Ok(message)
+    }))
+}
+
+/// Refuses a batch whose header names bytes that its body does not have: arrow-ipc would panic on them.
+fn check_buffers(message: &FlightData) -> Result<(), FlightError> {
+    let malformed = |why: &str| FlightError::DecodeError(why.to_string());
+    let header = arrow_ipc::root_as_message(&message.data_header).map_err(|error| malformed(&error.to_string()))?;
+    let batch = match header.header_type() {
+        arrow_ipc::MessageHeader::RecordBatch => header.header_as_record_batch(),
+        arrow_ipc::MessageHeader::DictionaryBatch => {
+            header.header_as_dictionary_batch().and_then(|dictionary| dictionary.data())
+        }
+        _ => return Ok(()),
+    };
+    let batch = batch.ok_or_else(|| malformed("the header holds no batch"))?;
+    let body = i64::try_from(message.data_body.len()).unwrap_or(i64::MAX);
+    for buffer in batch.buffers().into_iter().flatten() {
+        let end = buffer.offset().checked_add(buffer.length());
+        if buffer.offset() < 0 || buffer.length() < 0 || end.is_none_or(|end| end > body) {
+            return Err(malformed("a buffer reaches beyond the message's body"));
+        }
+    }
+    Ok(())
 }
 
 async fn schema(decoder: &mut FlightDataDecoder, broken: impl Fn(&Status) -> Error) -> Result<SchemaRef> {
@@ -87,11 +115,16 @@ fn no_schema() -> Error {
     Error::Stream("the stream has a record batch before its schema".into())
 }
 
-async fn next(
-    decoder: &mut FlightDataDecoder,
-    broken: impl Fn(&Status) -> Error,
-) -> Result<Option<arrow_flight::decode::DecodedFlightData>> {
-    decoder.next().await.transpose().map_err(|error| cause(error, broken))
+async fn next(decoder: &mut FlightDataDecoder, broken: impl Fn(&Status) -> Error) -> Result<Option<DecodedFlightData>> {
+    match AssertUnwindSafe(decoder.next()).catch_unwind().await {
+        Ok(item) => item.transpose().map_err(|error| cause(error, broken)),
+        Err(_) => Err(panicked()),
+    }
+}
+
+/// What [`check_buffers`] does not see may still be wrong enough for arrow-ipc to panic; its decoder is not used again.
+fn panicked() -> Error {
+    Error::Stream("the stream is not valid Arrow IPC: a message contradicts its schema".into())
 }
 
 fn stream(
@@ -100,8 +133,8 @@ fn stream(
     broken: impl Fn(&Status) -> Error + Send + Sync + 'static,
 ) -> RecordBatchStream {
     let expected = schema.clone();
-    let batches = decoder.filter_map(move |item| {
-        let item = match item.map_err(|error| cause(error, &broken)) {
+    let batches = AssertUnwindSafe(decoder).catch_unwind().filter_map(move |item| {
+        let item = match item.map_or_else(|_| Err(panicked()), |item| item.map_err(|error| cause(error, &broken))) {
             Err(error) => Some(Err(error)),
             Ok(message) => match message.payload {
                 DecodedPayload::RecordBatch(batch) => Some(Ok(batch)),

