@@ -169,6 +169,7 @@ async fn read_arrow(path: &Path) -> Result<RecordBatchStream> {
     Ok(RecordBatchStream::new(schema, tokio_stream::wrappers::ReceiverStream::new(receiver)))
 }
 
+#[expect(clippy::disallowed_methods, reason = "the command line has nothing else to do while it writes")]
 async fn write_arrow(mut rows: RecordBatchStream, path: Option<&Path>) -> Result<()> {
     let output: Box<dyn Write + Send> = match path {
         Some(path) => Box::new(File::create(path).map_err(|error| io(path, &error))?),

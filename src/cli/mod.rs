@@ -82,11 +82,11 @@ pub fn main() -> ExitCode {
 async fn dispatch(command: Command) -> ExitCode {
     match command {
         // These have an end of their own.
-        Command::Serve(arguments) => return serve::run(arguments).await,
-        Command::Config(arguments) => return config::run(&arguments),
+        Command::Serve(arguments) => serve::run(arguments).await,
+        Command::Config(arguments) => config::run(&arguments),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "mallard", &mut std::io::stdout());
-            return ExitCode::SUCCESS;
+            ExitCode::SUCCESS
         }
         command => tokio::select! {
             outcome = run(command) => finish(outcome),

@@ -153,6 +153,7 @@ impl Pool {
     }
 
     /// Ends the threads, waiting for running statements until `deadline`. Returns whether all ended.
+    #[expect(clippy::disallowed_methods, reason = "a thread that may wait asks now and then whether others have ended")]
     pub(super) fn join(&self, deadline: Instant) -> bool {
         loop {
             lock(&self.idle).clear();

@@ -1,5 +1,7 @@
 //! Real servers on port 0, real clients, one file per promise.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
 mod admin;
 mod auth;
 mod bad_input;
