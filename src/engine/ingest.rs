@@ -105,7 +105,7 @@ impl Engine {
         let sharing = Sharing::Parallel { workers: config.workers, preserve_order: config.preserve_order };
         let (source, feed) = self.sources.add(schema.clone(), sharing);
         let failure = source.failure.clone();
-        let (report, staged) = oneshot::channel();
+        let (report, mut staged) = oneshot::channel();
         let (decision, decided) = mpsc::channel();
         let (outcome, done) = oneshot::channel();
         let shared = self.shared.clone();
@@ -122,9 +122,14 @@ impl Engine {
         let input = input.inspect(move |batch| {
             counted.fetch_add(batch_bytes(batch), Ordering::Relaxed);
         });
-        // The pump ends by itself when the thread stops reading.
-        feed.pump(input).await;
-        match staged.await {
+        let pump = feed.pump(input);
+        tokio::pin!(pump);
+        // The thread may fail before the input ends, and the input may wait for that answer.
+        let report = tokio::select! {
+            report = &mut staged => report,
+            () = &mut pump => staged.await,
+        };
+        match report {
             Ok(Report { rows, fingerprint }) => {
                 let bytes = bytes.load(Ordering::Relaxed);
                 Ok(Staged { rows, bytes, fingerprint, decision, done, guard })

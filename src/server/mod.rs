@@ -1,12 +1,14 @@
 //! One server: bind, open the database, serve, and stop in order. A value, so that one process can hold many.
 
 mod admin;
+mod connection;
 mod gate;
 mod rpc;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use arrow_flight::flight_service_server::FlightServiceServer;
+use futures::TryStreamExt;
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::oneshot,
@@ -26,6 +28,7 @@ use crate::{
     telemetry::Metrics,
 };
 use admin::Admin;
+use connection::Activity;
 use gate::{Gate, State};
 use rpc::{Calls, RpcLayer};
 
@@ -34,6 +37,9 @@ const INTERRUPT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long the last words of interrupted streams may take to leave.
 const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Once all calls are answered: connections on which nothing happens for this long have nothing more to send.
+const QUIET: Duration = Duration::from_secs(1);
 
 pub struct Server {
     location: Location,
@@ -44,6 +50,7 @@ pub struct Server {
     calls: Calls,
     health: HealthReporter,
     metrics: Metrics,
+    activity: Activity,
     stop_accepting: oneshot::Sender<()>,
     serving: JoinHandle<()>,
 }
@@ -87,14 +94,18 @@ impl Server {
             // A server that is dropped stops, too.
             let _ = stopped.await;
         };
+        let activity = Activity::default();
+        let watching = activity.clone();
         let serving = tokio::spawn(async move {
             let served = match listener {
                 Listener::Tcp(listener) => {
                     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+                    let incoming = incoming.map_ok(move |io| watching.watch(io));
                     router.serve_with_incoming_shutdown(incoming, stopped).await
                 }
                 Listener::Unix(listener) => {
-                    router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped).await
+                    let incoming = UnixListenerStream::new(listener).map_ok(move |io| watching.watch(io));
+                    router.serve_with_incoming_shutdown(incoming, stopped).await
                 }
             };
             if let Err(error) = served {
@@ -119,7 +130,7 @@ impl Server {
             %location, database = %config.database.path, auth = config.auth.enabled,
             admin = %admin.as_ref().map_or("off".into(), |admin| admin.address().to_string()), "serving"
         );
-        Ok(Self { location, admin, config, engine, gate, calls, health, metrics, stop_accepting, serving })
+        Ok(Self { location, admin, config, engine, gate, calls, health, metrics, activity, stop_accepting, serving })
     }
 
     /// Where it really listens: a port of 0 has become one.
@@ -134,7 +145,19 @@ impl Server {
     /// Stops in order: not ready, drain delay, no new calls, grace for running ones (until `impatient` completes),
     /// interrupt, checkpoint, close. One silent connection does not hold it up.
     pub async fn stop(self, impatient: impl Future<Output = ()>) -> Result<()> {
-        let Self { config, engine, gate, calls, health, metrics, stop_accepting, serving, admin, location } = self;
+        let Self {
+            config,
+            engine,
+            gate,
+            calls,
+            health,
+            metrics,
+            activity,
+            stop_accepting,
+            mut serving,
+            admin,
+            location,
+        } = self;
         report(&health, ServingStatus::NotServing).await;
         metrics.ready.set(0);
         gate.set(State::Leaving);
@@ -153,10 +176,23 @@ impl Server {
             () = impatient => tracing::warn!(running = calls.count(), "second signal; interrupting what still runs"),
         }
         gate.set(State::Draining);
+        let answered = calls.count() == 0;
         let closing = tokio::task::spawn_blocking(move || engine.close(INTERRUPT_PATIENCE));
-        closing.await.map_err(Error::internal)?;
-        // Interrupted streams end with their error; a reader that does not read is not waited for.
-        let _ = tokio::time::timeout(FAREWELL, calls.none()).await;
+        // An answer that is finished here may still be on its way: connections end by themselves when they are done, and
+        // those that stay silent are not waited for. Interrupted streams get little time for their error.
+        let leaving = async {
+            if answered {
+                tokio::select! {
+                    _ = &mut serving => {}
+                    () = activity.settled(QUIET) => {}
+                }
+            } else {
+                let _ = tokio::time::timeout(FAREWELL, calls.none()).await;
+                let _ = tokio::time::timeout(FAREWELL, &mut serving).await;
+            }
+        };
+        let (closed, ()) = tokio::join!(closing, leaving);
+        closed.map_err(Error::internal)?;
         serving.abort();
         if let Location::Unix(path) = &location {
             // Someone may have removed it already.

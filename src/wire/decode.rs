@@ -78,7 +78,11 @@ fn decoder(messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'st
     }))
 }
 
-/// Refuses a batch whose header names bytes that its body does not have: arrow-ipc would panic on them.
+/// The most that one message's buffers may say they hold once decompressed: arrow-ipc allocates what they say.
+const MAX_DECOMPRESSED: u64 = 512 * 1024 * 1024;
+
+/// Refuses a batch whose header names bytes that its body does not have (arrow-ipc would panic on them), or whose buffers
+/// declare an absurd length (the allocation would end the process).
 fn check_buffers(message: &FlightData) -> Result<(), FlightError> {
     let malformed = |why: &str| FlightError::DecodeError(why.to_string());
     let header = arrow_ipc::root_as_message(&message.data_header).map_err(|error| malformed(&error.to_string()))?;
@@ -90,12 +94,21 @@ fn check_buffers(message: &FlightData) -> Result<(), FlightError> {
         _ => return Ok(()),
     };
     let batch = batch.ok_or_else(|| malformed("the header holds no batch"))?;
-    let body = i64::try_from(message.data_body.len()).unwrap_or(i64::MAX);
+    let (body, mut decompressed) = (&message.data_body, 0_u64);
     for buffer in batch.buffers().into_iter().flatten() {
-        let end = buffer.offset().checked_add(buffer.length());
-        if buffer.offset() < 0 || buffer.length() < 0 || end.is_none_or(|end| end > body) {
-            return Err(malformed("a buffer reaches beyond the message's body"));
+        let range = usize::try_from(buffer.offset()).ok().zip(usize::try_from(buffer.length()).ok());
+        let bytes = range.and_then(|(start, length)| body.get(start..start.checked_add(length)?));
+        let bytes = bytes.ok_or_else(|| malformed("a buffer reaches beyond the message's body"))?;
+        if batch.compression().is_some()
+            && let Some(prefix) = bytes.first_chunk::<8>()
+        {
+            // The length after decompression, or -1 for bytes that are not compressed.
+            let declared = i64::from_le_bytes(*prefix);
+            decompressed = decompressed.saturating_add(u64::try_from(declared).unwrap_or_default());
         }
+    }
+    if decompressed > MAX_DECOMPRESSED {
+        return Err(malformed(&format!("{decompressed} bytes after decompression are more than {MAX_DECOMPRESSED}")));
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use arrow_flight::{
     Action, FlightData, FlightDescriptor, Ticket, encode::FlightDataEncoderBuilder,
     flight_service_client::FlightServiceClient,
 };
+use arrow_ipc::{CompressionType, writer::IpcWriteOptions};
 use arrow_schema::Schema;
 use futures::{StreamExt, TryStreamExt, stream};
 use mallard::config::Size;
@@ -167,6 +168,28 @@ async fn uploads() {
         assert_eq!(count(&client, table).await, 0);
     }
     assert_eq!(client.query("FROM new").await.err().expect("nothing was stored").code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compressed_batches_are_taken_and_forged_lengths_are_not() {
+    let server = TestServer::start().await;
+    for compression in [CompressionType::LZ4_FRAME, CompressionType::ZSTD] {
+        let options = IpcWriteOptions::default().try_with_compression(Some(compression)).unwrap();
+        let compressed: Vec<FlightData> = FlightDataEncoderBuilder::new()
+            .with_flight_descriptor(Some(path("c")))
+            .with_options(options)
+            .build(stream::iter([Ok(numbers(100_000))]))
+            .try_collect()
+            .await
+            .unwrap();
+        put(&server, compressed.clone()).await.unwrap();
+        let mut forged = compressed;
+        let mut body = forged[1].data_body.to_vec();
+        body[..8].copy_from_slice(&(1_i64 << 60).to_le_bytes());
+        forged[1].data_body = body.into();
+        check("forged length", put(&server, forged).await, Code::InvalidArgument, "decompression");
+    }
+    assert_eq!(row(&server.client().await, "SELECT count(*), sum(i)::BIGINT FROM c").await, ["200000", "9999900000"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -153,6 +153,17 @@ async fn input_that_fails_half_way_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn schema_that_does_not_fit_is_refused_before_any_row_is_sent() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE t (other DATE)").await;
+    let silent = RecordBatchStream::new(people(0, 0).schema(), futures::stream::pending());
+    let refused = tokio::time::timeout(std::time::Duration::from_secs(30), client.put(&table("t"), silent)).await;
+    let refused = refused.expect("an answer although the input is open").expect_err("it does not fit");
+    assert!(refused.to_string().contains("\"id\""), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn client_that_leaves_half_way_leaves_nothing() {
     let server = TestServer::start().await;
     let client = server.client().await;
