@@ -62,6 +62,7 @@ pub struct Ingest {
 pub struct Exchange {
     pub memory_limit: Size,
     pub max_registered: usize,
+    pub max_running: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -71,6 +72,7 @@ pub struct Auth {
     pub users_file: Option<PathBuf>,
     pub signing_key: Option<Secret>,
     pub token_ttl: Span,
+    pub max_logins: usize,
     /// From `auth.users.NAME.password` or `auth.users.NAME.password_hash`.
     pub users: BTreeMap<String, Credential>,
 }
@@ -112,13 +114,14 @@ impl Default for Config {
                 batch_rows: 61_440,
             },
             ingest: Ingest { workers: 2, preserve_order: true },
-            exchange: Exchange { memory_limit: Size::mib(512), max_registered: 1000 },
+            exchange: Exchange { memory_limit: Size::mib(512), max_registered: 1000, max_running: 16 },
             auth: Auth {
                 enabled: false,
                 allow_anonymous: false,
                 users_file: None,
                 signing_key: None,
                 token_ttl: Span(Duration::from_secs(3600)),
+                max_logins: 64,
                 users: BTreeMap::new(),
             },
             limits: Limits {
@@ -208,6 +211,7 @@ const KEYS: &[Key] = &[
         "DuckDB memory limit of one running SQL exchanger, which has an in-memory DuckDB of its own."
     ),
     key!(exchange.max_registered, "How many exchangers clients may register."),
+    key!(exchange.max_running, "How many SQL exchangers may run at once, each with a DuckDB of its own."),
     key!(auth.enabled, "Whether every Flight call needs an identity. Health checks never do."),
     key!(auth.allow_anonymous, "Allows listening on an address others can reach although auth.enabled is false."),
     key!(
@@ -220,6 +224,7 @@ const KEYS: &[Key] = &[
         secret
     ),
     key!(auth.token_ttl, "How long a bearer token and a ticket of GetFlightInfo are valid."),
+    key!(auth.max_logins, "Logins that may be under way at once; two passwords are checked at a time."),
     key!(limits.queries, "Statements that run at once, each on an engine thread with its own connection."),
     key!(limits.queue, "Statements that may wait for a free engine thread."),
     key!(limits.queue_timeout, "How long a statement may wait for a free engine thread."),
@@ -311,7 +316,7 @@ pub fn load(
         match std::fs::read_to_string(path) {
             Ok(text) => match text.parse::<toml::Table>() {
                 Ok(_) => figment = figment.merge(Toml::file_exact(path)),
-                Err(error) => mistakes.push(format!("{}: {error}", path.display())),
+                Err(error) => mistakes.push(format!("{}: {}", path.display(), toml_mistake(&text, &error))),
             },
             Err(error) => mistakes.push(format!("{}: {error}", path.display())),
         }
@@ -319,8 +324,11 @@ pub fn load(
     let environment: Vec<(String, String)> = environment
         .into_iter()
         .filter_map(|(name, value)| {
-            let key = name.strip_prefix(ENV_PREFIX)?.to_lowercase().replace("__", ".");
-            Some((key, value))
+            let parts: Vec<&str> = name.strip_prefix(ENV_PREFIX)?.split("__").collect();
+            // The variable's words are upper case and the keys' lower; a user's name is taken as it is written, unless
+            // all of it is upper case, as variables are.
+            let key: Vec<String> = parts.iter().map(|part| variable_part(part)).collect();
+            Some((key.join("."), value))
         })
         .collect();
     figment = figment.merge(Texts { origin: "environment", values: environment });
@@ -343,10 +351,12 @@ pub fn load(
         }
         sources.insert(name, source);
     }
-    if mistakes.is_empty() {
-        check(&config, &sources, &mut mistakes);
-    }
+    check(&config, &sources, &mut mistakes);
     if mistakes.is_empty() { Ok(Loaded { config, sources }) } else { Err(Mistakes(mistakes)) }
+}
+
+fn variable_part(part: &str) -> String {
+    if part.chars().any(|c| c.is_lowercase()) { part.to_string() } else { part.to_lowercase() }
 }
 
 /// Puts one value into its place. `given` are all names, to notice a secret that is given twice.
@@ -415,6 +425,7 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
         ("database.batch_rows", config.database.batch_rows),
         ("ingest.workers", config.ingest.workers),
         ("limits.queries", config.limits.queries),
+        ("auth.max_logins", config.auth.max_logins),
     ] {
         if value == 0 {
             mistakes.push(format!("{key}: must be at least 1 (from {})", source(key)));
@@ -427,6 +438,12 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
         mistakes
             .push(format!("auth.signing_key: must be at least 16 bytes long (from {})", source("auth.signing_key")));
     }
+}
+
+/// What is wrong in a TOML text and in which line, without the line itself: it may hold a secret.
+pub fn toml_mistake(text: &str, error: &toml::de::Error) -> String {
+    let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+    format!("line {line}: {}", error.message())
 }
 
 fn read_secret(value: &Value) -> Result<String, String> {

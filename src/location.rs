@@ -29,7 +29,9 @@ impl FromStr for Location {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| format!("location \"{text}\" {why}; write grpc://HOST:PORT or grpc+unix:///path");
+        // A user and password in front of the host are not taken, and not shown either.
+        let shown = text.rsplit('@').next().unwrap_or_default();
+        let wrong = |why: &str| format!("location \"{shown}\" {why}; write grpc://HOST:PORT or grpc+unix:///path");
         let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong("has no scheme"))?;
         match scheme {
             "grpc" | "grpc+tcp" => {

@@ -30,7 +30,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 pub struct Request {
     from: String,
     username: Option<String>,
-    password: Option<String>,
+    password: Option<Password>,
     table: Option<String>,
     query: Option<String>,
     to: Option<String>,
@@ -38,6 +38,18 @@ pub struct Request {
     mode: RequestMode,
     #[serde(default = "yes")]
     verify: bool,
+}
+
+/// A text; what is given in its place is not shown in the error.
+struct Password(Secret);
+
+impl<'de> Deserialize<'de> for Password {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::String(text) => Ok(Self(Secret::new(text))),
+            _ => Err(serde::de::Error::custom("password must be a text")),
+        }
+    }
 }
 
 #[derive(Deserialize, Default, Clone, Copy)]
@@ -92,7 +104,7 @@ impl Transfer {
         let from = request.from.parse().map_err(|why| Error::invalid(format!("from: {why}")))?;
         let login = match (request.username, request.password) {
             (None, None) => None,
-            (Some(user), Some(password)) => Some(Login { user, password: Secret::new(password) }),
+            (Some(user), Some(Password(password))) => Some(Login { user, password }),
             _ => return Err(Error::invalid("username and password go together; the body has only one of them")),
         };
         let what = match (request.table, request.query) {

@@ -50,7 +50,10 @@ struct Inner {
     decoy: Secret,
     tokens: Tokens,
     /// Argon2 takes 19 MiB and tens of milliseconds a time: two at once, off the async threads.
-    hashing: Semaphore,
+    hashing: Arc<Semaphore>,
+    /// Logins that wait for their turn, those two included.
+    waiting: Semaphore,
+    max_logins: usize,
     metrics: Metrics,
 }
 
@@ -69,8 +72,9 @@ impl Authenticator {
             let shown = path.display();
             let text = std::fs::read_to_string(path)
                 .map_err(|error| Error::Io(format!("auth.users_file {shown}: {error}")))?;
-            let users: HashMap<String, String> =
-                toml::from_str(&text).map_err(|error| Error::invalid(format!("auth.users_file {shown}: {error}")))?;
+            let users: HashMap<String, String> = toml::from_str(&text).map_err(|error| {
+                Error::invalid(format!("auth.users_file {shown}: {}", config::toml_mistake(&text, &error)))
+            })?;
             hashes.extend(users.into_iter().map(|(user, hash)| (user, Secret::new(hash))));
         }
         for (user, hash) in &hashes {
@@ -81,7 +85,9 @@ impl Authenticator {
             hashes,
             decoy: Secret::new(hash_password("a password that nobody has")?),
             tokens: Tokens::new(config.signing_key.as_ref(), config.token_ttl.0),
-            hashing: Semaphore::new(2),
+            hashing: Arc::new(Semaphore::new(2)),
+            waiting: Semaphore::new(config.max_logins),
+            max_logins: config.max_logins,
             metrics,
         })))
     }
@@ -99,8 +105,16 @@ impl Authenticator {
         }
         let known = self.0.hashes.get(user).cloned();
         let hash = known.clone().unwrap_or_else(|| self.0.decoy.clone());
-        let _permit = self.0.hashing.acquire().await.map_err(Error::internal)?;
-        let matches = tokio::task::spawn_blocking(move || password::verify(&hash, &password));
+        let Ok(_place) = self.0.waiting.try_acquire() else {
+            let what = format!("{} logins are under way already", self.0.max_logins);
+            return Err(Error::Limit { what, key: "auth.max_logins" });
+        };
+        let permit = self.0.hashing.clone().acquire_owned().await.map_err(Error::internal)?;
+        let matches = tokio::task::spawn_blocking(move || {
+            // Given back when the work is done, also where the client has left.
+            let _permit = permit;
+            password::verify(&hash, &password)
+        });
         let accepted = matches.await.map_err(Error::internal)? && known.is_some();
         self.0.metrics.login(accepted);
         if !accepted {

@@ -5,7 +5,11 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use super::serve::ConfigArguments;
-use crate::config::Config;
+use crate::{
+    auth::Authenticator,
+    config::Config,
+    telemetry::{Metrics, logs},
+};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -34,7 +38,17 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     };
     match loaded {
         Ok(loaded) if show => print!("{}", loaded.show()),
-        Ok(_) => println!("the configuration is valid"),
+        Ok(loaded) => {
+            let users =
+                Authenticator::new(&loaded.config.auth, Metrics::unregistered()).map_err(|error| error.to_string());
+            let mistakes: Vec<String> =
+                [users.err(), logs::filter(&loaded.config.log).err()].into_iter().flatten().collect();
+            if !mistakes.is_empty() {
+                eprintln!("{}", mistakes.join("\n"));
+                return ExitCode::from(2);
+            }
+            println!("the configuration is valid");
+        }
         Err(mistakes) => {
             eprintln!("{mistakes}");
             return ExitCode::from(2);

@@ -80,8 +80,12 @@ impl Engine {
             let mut tables = Vec::with_capacity(listed.len());
             for row in listed {
                 let name = TableName::from_path(&row)?;
-                let schema = schema(shared, connection, &format!("SELECT * FROM {}", name.sql()))?;
-                tables.push((name, schema));
+                match schema(shared, connection, &format!("SELECT * FROM {}", name.sql())) {
+                    Ok(schema) => tables.push((name, schema)),
+                    // A view over something that is gone cannot be read, and the others can.
+                    Err(Error::NotFound(_) | Error::Sql(_)) => {}
+                    Err(error) => return Err(error),
+                }
             }
             Ok(tables)
         })

@@ -24,12 +24,11 @@ impl Redact {
     pub(super) fn cause(&self, error: &duckdb::Error) -> Error {
         let message = self.clean(&error.message);
         let lower = message.to_lowercase();
-        if lower.contains("database has been invalidated") {
-            return Error::Broken(message);
-        }
         match error.code {
             Code::RuntimeInterrupt => Error::Cancelled,
             Code::RuntimeFatal => Error::Broken(message),
+            // Only with these codes: a client may put the words into an error of its own.
+            Code::RuntimeInternal if lower.contains("database has been invalidated") => Error::Broken(message),
             Code::RuntimeInternal | Code::RuntimeNullPointer | Code::Api => Error::Internal(message),
             Code::DatabaseConstraint => Error::Constraint(message),
             Code::DatabaseTransaction => Error::Conflict(message),

@@ -3,7 +3,6 @@
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
-    mpsc,
 };
 
 use arrow_schema::SchemaRef;
@@ -63,7 +62,7 @@ pub struct Staged {
     pub bytes: u64,
     /// What the transaction added, if it was asked for; `None` where values were cast on the way.
     pub fingerprint: Option<Fingerprint>,
-    decision: mpsc::Sender<()>,
+    decision: oneshot::Sender<()>,
     done: oneshot::Receiver<Result<()>>,
     guard: CancelOnDrop,
 }
@@ -99,22 +98,21 @@ impl Engine {
             return Err(Error::invalid("the stream has no columns; a table needs at least one"));
         }
         let slot = self.pool.slot().await?;
-        let cancel = self.pool.cancel_handle();
-        let guard = CancelOnDrop(cancel.clone());
+        let (cancel, guard) = self.pool.begin();
         let config = &self.shared.config.ingest;
         let sharing = Sharing::Parallel { workers: config.workers, preserve_order: config.preserve_order };
         let (source, feed) = self.sources.add(schema.clone(), sharing);
-        let failure = source.failure.clone();
+        source.stop_with(&cancel);
         let (report, mut staged) = oneshot::channel();
-        let (decision, decided) = mpsc::channel();
+        let (decision, decided) = oneshot::channel();
         let (outcome, done) = oneshot::channel();
-        let shared = self.shared.clone();
+        let (shared, failed) = (self.shared.clone(), source.failure.clone());
         let table = table.clone();
         self.pool.run(slot, move || {
             let work = Work { shared: &shared, source, schema, table, mode, verify };
-            let finished = work.run(&cancel, report, &decided);
+            let finished = work.run(&cancel, report, decided).map_err(|error| failed.or(error));
             // A receiver that is gone needs no answer.
-            let _ = outcome.send(shared.finish(finished));
+            let _ = outcome.send(shared.finish(&cancel, finished));
         });
 
         let bytes = Arc::new(AtomicU64::new(0));
@@ -122,8 +120,7 @@ impl Engine {
         let input = input.inspect(move |batch| {
             counted.fetch_add(batch_bytes(batch), Ordering::Relaxed);
         });
-        let pump = feed.pump(input);
-        tokio::pin!(pump);
+        let mut pump = Box::pin(feed.pump(input));
         // The thread may fail before the input ends, and the input may wait for that answer.
         let report = tokio::select! {
             report = &mut staged => report,
@@ -136,8 +133,7 @@ impl Engine {
             }
             Err(_no_report) => {
                 let outcome = done.await.map_err(|_| Error::internal("an engine thread ended without an answer"))?;
-                let error = outcome.err().unwrap_or_else(|| Error::internal("an ingest ended without a report"));
-                Err(failure.or(error))
+                Err(outcome.err().unwrap_or_else(|| Error::internal("an ingest ended without a report")))
             }
         }
     }
@@ -154,14 +150,14 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn run(self, cancel: &Cancel, report: oneshot::Sender<Report>, decided: &mpsc::Receiver<()>) -> Result<()> {
+    fn run(self, cancel: &Cancel, report: oneshot::Sender<Report>, decided: oneshot::Receiver<()>) -> Result<()> {
         let connection = self.shared.connect()?;
         cancel.arm(connection.interrupt_handle())?;
         self.shared.execute(&connection, "BEGIN TRANSACTION")?;
         let staged = self.stage(&connection, cancel).and_then(|staged| {
             report.send(staged).map_err(|_| Error::Cancelled)?;
             // The sender is dropped without a word when the caller gives up.
-            decided.recv().map_err(|_| Error::Cancelled)
+            cancel.wait(decided)?.map_err(|_| Error::Cancelled)
         });
         match staged {
             Ok(()) => self.shared.execute(&connection, "COMMIT").map(|_| ()),

@@ -17,15 +17,12 @@ mod source;
 mod statement;
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use duckdb::{Parameters, connection::Connection, instance::Instance};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 pub use catalog::{TableName, literal, quote};
 pub use files::FileFormat;
@@ -38,7 +35,7 @@ use crate::{
     telemetry::Metrics,
 };
 use error::Redact;
-use pool::{CancelOnDrop, Pool, lock};
+use pool::{Cancel, Pool, lock};
 use source::Sources;
 
 /// One open DuckDB database and the threads that run its statements.
@@ -55,8 +52,8 @@ struct Shared {
     config: Config,
     redact: Redact,
     metrics: Metrics,
-    /// Set before statements are interrupted, so that they say why.
-    closing: AtomicBool,
+    /// Whether DuckDB has said that the database is unusable.
+    broken: watch::Sender<bool>,
 }
 
 impl Shared {
@@ -64,13 +61,13 @@ impl Shared {
         self.redact.cause(error)
     }
 
-    /// Counts how a statement ended, and tells a stop of the server from a cancelled call.
-    fn finish<T>(&self, outcome: Result<T>) -> Result<T> {
-        let outcome = match outcome {
-            Err(Error::Cancelled) if self.closing.load(Ordering::Relaxed) => Err(Error::Draining),
-            other => other,
-        };
+    /// Counts how a statement ended, with the reason where it was cancelled.
+    fn finish<T>(&self, cancel: &Cancel, outcome: Result<T>) -> Result<T> {
+        let outcome = cancel.explain(outcome);
         self.metrics.query_done(&outcome);
+        if matches!(outcome, Err(Error::Broken(_))) {
+            self.broken.send_replace(true);
+        }
         outcome
     }
 
@@ -99,8 +96,7 @@ impl Engine {
         work: impl FnOnce(&Shared, &Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let slot = self.pool.slot().await?;
-        let cancel = self.pool.cancel_handle();
-        let _guard = CancelOnDrop(cancel.clone());
+        let (cancel, _guard) = self.pool.begin();
         let (answer, answered) = oneshot::channel();
         let shared = self.shared.clone();
         self.pool.run(slot, move || {
@@ -108,6 +104,7 @@ impl Engine {
                 cancel.arm(connection.interrupt_handle())?;
                 work(&shared, &connection)
             });
+            let outcome = cancel.explain(outcome);
             // A receiver that is gone needs no answer.
             let _ = answer.send(outcome);
         });
@@ -127,16 +124,16 @@ impl Engine {
         duckdb::library_version().unwrap_or("unknown")
     }
 
-    /// No statement starts from now on; running ones go on.
-    pub fn refuse_new(&self) {
-        self.pool.close();
+    /// Completes with true when DuckDB has said that the database is unusable, with false when the engine is gone.
+    pub fn broken(&self) -> impl Future<Output = bool> + Send + use<> {
+        let mut broken = self.shared.broken.subscribe();
+        async move { broken.wait_for(|broken| *broken).await.is_ok() }
     }
 
     /// Interrupts what runs, ends the threads, writes a checkpoint and closes the database. Blocks; for threads that
     /// may wait.
     pub fn close(&self, patience: Duration) {
         self.pool.close();
-        self.shared.closing.store(true, Ordering::Relaxed);
         self.pool.interrupt_all();
         if !self.pool.join(Instant::now() + patience) {
             tracing::warn!("a statement did not stop in time; the database is closed without a checkpoint");

@@ -1,11 +1,13 @@
 //! Opening the database with the settings that every statement runs under.
 
-use std::sync::{Arc, Mutex, atomic::AtomicBool};
+use std::sync::{Arc, Mutex};
 
 use duckdb::{
     environment::{Environment, StorageLocation},
     instance::{AttachBuilder, InstanceBuilder},
 };
+
+use tokio::sync::watch;
 
 use super::{Engine, Shared, error::Redact, pool::Pool, source::Sources};
 use crate::{
@@ -14,9 +16,20 @@ use crate::{
     telemetry::Metrics,
 };
 
+/// The statement after which settings stay as they are.
+pub(super) const LOCK: &str = "SET lock_configuration = true";
+
 impl Engine {
     /// Opens the database of the configuration. Blocks while DuckDB reads the file and replays its log.
     pub fn open(config: &Config, metrics: Metrics) -> Result<Self> {
+        let engine = Self::open_unlocked(config, metrics)?;
+        // From here on no statement changes a setting of the database.
+        engine.shared.execute(&engine.shared.connect()?, LOCK)?;
+        Ok(engine)
+    }
+
+    /// The same, for a caller that has settings of its own to make before [`LOCK`].
+    pub(super) fn open_unlocked(config: &Config, metrics: Metrics) -> Result<Self> {
         let database = &config.database;
         let mut options: Vec<(&str, String)> = vec![
             // Nothing is downloaded at run time, and nothing unsigned is loaded.
@@ -54,13 +67,11 @@ impl Engine {
             config: config.clone(),
             redact,
             metrics,
-            closing: AtomicBool::new(false),
+            broken: watch::Sender::new(false),
         });
         if !database.external_access {
             shared.execute(&connection, "SET enable_external_access = false")?;
         }
-        // Last: from here on no statement changes a setting of the database.
-        shared.execute(&connection, "SET lock_configuration = true")?;
         drop(connection);
         let pool = Pool::new(&config.limits, shared.metrics.clone());
         Ok(Self { shared, pool, sources })

@@ -5,15 +5,18 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
         mpsc,
     },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use duckdb::connection::InterruptHandle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Limits,
@@ -31,7 +34,7 @@ pub(super) struct Pool {
     waiting: AtomicUsize,
     limits: Limits,
     idle: Arc<Mutex<Vec<mpsc::Sender<Job>>>>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     running: Mutex<Vec<Weak<CancelState>>>,
     metrics: Metrics,
 }
@@ -115,14 +118,17 @@ impl Pool {
                 tracing::error!("an engine thread panicked; its statement failed");
             }
         });
-        loop {
-            let Some(thread) = lock(&self.idle).pop() else { break };
+        let mut waiting = lock(&self.idle);
+        while let Some(thread) = waiting.pop() {
             match thread.send(job) {
                 Ok(()) => return,
                 Err(mpsc::SendError(returned)) => job = returned,
             }
         }
+        drop(waiting);
         let mut threads = lock(&self.threads);
+        // An ended thread keeps its stack mapped until its handle is dropped.
+        threads.retain(|thread| !thread.is_finished());
         let name = format!("engine-{}", threads.len());
         let spawned = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || work(job, &idle));
         match spawned {
@@ -132,13 +138,23 @@ impl Pool {
         }
     }
 
-    /// A handle that cancels one statement, known to [`Pool::interrupt_all`].
-    pub(super) fn cancel_handle(&self) -> Cancel {
+    /// Handles that cancel one statement: by a call, at its deadline, when the pool interrupts all, or when dropped.
+    pub(super) fn begin(&self) -> (Cancel, CancelOnDrop) {
         let state = Arc::new(CancelState::default());
         let mut running = lock(&self.running);
         running.retain(|other| other.strong_count() > 0);
         running.push(Arc::downgrade(&state));
-        Cancel(state)
+        drop(running);
+        let limit = self.limits.statement_timeout;
+        let deadline = limit.limit().map(|duration| {
+            let state = state.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(duration).await;
+                state.cancel(Error::Timeout(limit.to_string()));
+            })
+        });
+        let cancel = Cancel(state);
+        (cancel.clone(), CancelOnDrop { cancel, deadline })
     }
 
     /// No statement starts from now on.
@@ -148,7 +164,7 @@ impl Pool {
 
     pub(super) fn interrupt_all(&self) {
         for state in lock(&self.running).iter().filter_map(Weak::upgrade) {
-            state.cancel();
+            state.cancel(Error::Draining);
         }
     }
 
@@ -176,11 +192,21 @@ fn work(first: Job, idle: &Weak<Mutex<Vec<mpsc::Sender<Job>>>>) {
     let mut job = Some(first);
     while let Some(next) = job {
         next();
-        let Some(idle) = idle.upgrade() else { return };
+        let Some(waiting) = idle.upgrade() else { return };
         let (sender, jobs) = mpsc::channel::<Job>();
-        lock(&idle).push(sender);
-        drop(idle);
-        job = jobs.recv_timeout(Duration::from_secs(60)).ok();
+        lock(&waiting).push(sender);
+        drop(waiting);
+        job = match jobs.recv_timeout(Duration::from_secs(60)) {
+            Ok(next) => Some(next),
+            Err(_) => {
+                let Some(waiting) = idle.upgrade() else { return };
+                // Jobs are sent under this lock: one that came just now is taken, and none comes after `jobs` is gone.
+                let _sending = lock(&waiting);
+                let last = jobs.try_recv().ok();
+                drop(jobs);
+                last
+            }
+        };
     }
 }
 
@@ -192,13 +218,16 @@ pub(super) struct Cancel(Arc<CancelState>);
 
 #[derive(Default)]
 struct CancelState {
-    cancelled: AtomicBool,
+    token: CancellationToken,
+    reason: Mutex<Option<Error>>,
     connection: Mutex<Option<InterruptHandle>>,
 }
 
 impl CancelState {
-    fn cancel(&self) {
-        self.cancelled.store(true, Ordering::SeqCst);
+    /// The first reason stands.
+    fn cancel(&self, reason: Error) {
+        lock(&self.reason).get_or_insert(reason);
+        self.token.cancel();
         if let Some(connection) = lock(&self.connection).as_ref() {
             // A connection that is gone has nothing to interrupt.
             let _ = connection.interrupt();
@@ -207,10 +236,6 @@ impl CancelState {
 }
 
 impl Cancel {
-    pub(super) fn cancel(&self) {
-        self.0.cancel();
-    }
-
     /// From now on a cancellation interrupts this connection.
     pub(super) fn arm(&self, connection: InterruptHandle) -> Result<()> {
         *lock(&self.0.connection) = Some(connection);
@@ -219,16 +244,44 @@ impl Cancel {
 
     /// Starting a statement clears DuckDB's interrupt flag, so this is asked right after each start.
     pub(super) fn check(&self) -> Result<()> {
-        if self.0.cancelled.load(Ordering::SeqCst) { Err(Error::Cancelled) } else { Ok(()) }
+        if self.0.token.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    pub(super) fn token(&self) -> CancellationToken {
+        self.0.token.clone()
+    }
+
+    /// Waits on an engine thread for `future`, unless the statement is cancelled meanwhile.
+    pub(super) fn wait<T>(&self, future: impl Future<Output = T>) -> Result<T> {
+        wait_unless(&self.0.token, future).ok_or(Error::Cancelled)
+    }
+
+    /// A cancelled statement fails in many ways; what counts is why it was cancelled.
+    pub(super) fn explain<T>(&self, outcome: Result<T>) -> Result<T> {
+        match (outcome, lock(&self.0.reason).as_ref()) {
+            (Err(_), Some(reason)) => Err(reason.clone()),
+            (outcome, _) => outcome,
+        }
     }
 }
 
-/// Cancels when dropped.
-pub(super) struct CancelOnDrop(pub(super) Cancel);
+/// Blocks this thread until `future` completes or the token is cancelled.
+pub(super) fn wait_unless<T>(token: &CancellationToken, future: impl Future<Output = T>) -> Option<T> {
+    futures::executor::block_on(token.run_until_cancelled(future))
+}
+
+/// Cancels when dropped. Holds the statement's deadline, too.
+pub(super) struct CancelOnDrop {
+    cancel: Cancel,
+    deadline: Option<JoinHandle<()>>,
+}
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        self.0.cancel();
+        if let Some(deadline) = &self.deadline {
+            deadline.abort();
+        }
+        self.cancel.0.cancel(Error::Cancelled);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
 };
 
@@ -15,20 +15,16 @@ use duckdb::{
     statement::Statement,
 };
 use futures::Stream;
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::{Instant, Sleep},
-};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Engine, Shared,
     arrow::Importer,
-    pool::{Cancel, CancelOnDrop},
-    source::{Failure, Source},
+    pool::{Cancel, CancelOnDrop, lock},
+    source::Source,
     statement,
 };
 use crate::{
-    config::Span,
     error::{Error, Result},
     stream::RecordBatchStream,
 };
@@ -39,8 +35,8 @@ const CHANNEL_BATCHES: usize = 2;
 /// What a statement needs beside its text.
 #[derive(Default)]
 pub(super) struct Setup {
-    /// A stream the statement reads, and the SQL that makes it visible to it.
-    pub(super) input: Option<(Source, String)>,
+    /// A stream the statement reads, and the statements that make it visible to it.
+    pub(super) input: Option<(Source, Vec<String>)>,
 }
 
 /// The schema of the one row that a statement without rows answers.
@@ -61,37 +57,36 @@ impl Engine {
     pub(super) async fn query_with(&self, sql: &str, setup: Setup) -> Result<RecordBatchStream> {
         statement::check_text(&self.shared, sql)?;
         let slot = self.pool.slot().await?;
-        let cancel = self.pool.cancel_handle();
-        let guard = CancelOnDrop(cancel.clone());
-        let limit = self.shared.config.limits.statement_timeout;
-        let deadline = limit.limit().map(|duration| Instant::now() + duration);
+        let (cancel, guard) = self.pool.begin();
         let (head, schema) = oneshot::channel();
         let (rows, batches) = mpsc::channel(CHANNEL_BATCHES);
+        let ending = Arc::new(Mutex::new(None));
         let shared = self.shared.clone();
         let sql = sql.to_string();
+        let ended = ending.clone();
         self.pool.run(slot, move || {
             let failure = setup.input.as_ref().map(|(source, _)| source.failure.clone()).unwrap_or_default();
-            let mut answer = Answer { head: Some(head), rows, failure };
-            let outcome = run(&shared, &sql, &setup, &cancel, &mut answer);
-            if let Err(error) = shared.finish(outcome) {
-                answer.fail(error);
+            let mut answer = Answer { head: Some(head), rows, cancel: cancel.clone() };
+            let outcome = run(&shared, &sql, &setup, &cancel, &mut answer).map_err(|error| failure.or(error));
+            if let Err(error) = shared.finish(&cancel, outcome) {
+                // Before the channel closes with `answer`; the reader looks here when it has.
+                *lock(&ended) = Some(error.clone());
+                if let Some(head) = answer.head.take() {
+                    // A receiver that is gone needs no answer.
+                    let _ = head.send(Err(error));
+                }
             }
         });
-        let schema = match deadline {
-            None => schema.await,
-            Some(at) => tokio::time::timeout_at(at, schema).await.map_err(|_| Error::Timeout(limit.to_string()))?,
-        };
-        let schema = schema.map_err(|_| Error::internal("an engine thread ended without an answer"))??;
-        let timeout = deadline.map(|at| (Box::pin(tokio::time::sleep_until(at)), limit));
-        Ok(RecordBatchStream::new(schema, Batches { batches, timeout, _guard: guard }))
+        let schema = schema.await.map_err(|_| Error::internal("an engine thread ended without an answer"))??;
+        Ok(RecordBatchStream::new(schema, Batches { batches, ending, _guard: guard }))
     }
 }
 
 /// The two channels an engine thread answers through.
 struct Answer {
     head: Option<oneshot::Sender<Result<SchemaRef>>>,
-    rows: mpsc::Sender<Result<RecordBatch>>,
-    failure: Failure,
+    rows: mpsc::Sender<RecordBatch>,
+    cancel: Cancel,
 }
 
 impl Answer {
@@ -103,24 +98,18 @@ impl Answer {
     }
 
     fn batch(&self, batch: RecordBatch) -> Result<()> {
-        self.rows.blocking_send(Ok(batch)).map_err(|_| Error::Cancelled)
-    }
-
-    fn fail(mut self, error: Error) {
-        let error = self.failure.or(error);
-        // A receiver that is gone needs no answer.
-        match self.head.take() {
-            Some(head) => drop(head.send(Err(error))),
-            None => drop(self.rows.blocking_send(Err(error))),
-        }
+        self.cancel.wait(self.rows.send(batch))?.map_err(|_| Error::Cancelled)
     }
 }
 
 fn run(shared: &Shared, sql: &str, setup: &Setup, cancel: &Cancel, answer: &mut Answer) -> Result<()> {
     let connection = shared.connect()?;
     cancel.arm(connection.interrupt_handle())?;
-    if let Some((_, prepare)) = &setup.input {
-        shared.execute(&connection, prepare)?;
+    if let Some((source, prepare)) = &setup.input {
+        source.stop_with(cancel);
+        for sql in prepare {
+            shared.execute(&connection, sql)?;
+        }
     }
     let statement = statement::parse(shared, &connection, sql)?;
     let mut result = statement
@@ -171,8 +160,9 @@ fn stream(
 
 /// The receiving end; dropping it interrupts the statement.
 struct Batches {
-    batches: mpsc::Receiver<Result<RecordBatch>>,
-    timeout: Option<(Pin<Box<Sleep>>, Span)>,
+    batches: mpsc::Receiver<RecordBatch>,
+    /// Why there are no more batches, where that is an error.
+    ending: Arc<Mutex<Option<Error>>>,
     _guard: CancelOnDrop,
 }
 
@@ -180,11 +170,9 @@ impl Stream for Batches {
     type Item = Result<RecordBatch>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let Some((sleep, limit)) = &mut self.timeout
-            && sleep.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Some(Err(Error::Timeout(limit.to_string()))));
-        }
-        self.batches.poll_recv(cx)
+        self.batches.poll_recv(cx).map(|batch| match batch {
+            Some(batch) => Some(Ok(batch)),
+            None => lock(&self.ending).take().map(Err),
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! A DuckDB of its own for SQL that works on a stream: in memory, no files, settings locked.
 
-use super::{Engine, query::Setup, source::Sharing, statement};
+use super::{Engine, open::LOCK, query::Setup, source::Sharing, statement};
 use crate::{
     config::{Config, Size},
     error::{Error, Result},
@@ -16,12 +16,13 @@ impl Engine {
     pub fn open_sandbox(memory_limit: Size, limits: &Config) -> Result<Self> {
         let mut config = Config::default();
         config.database.memory_limit = Some(memory_limit);
-        config.database.batch_rows = limits.database.batch_rows;
+        // Rows that are gathered for a batch delay the first answer.
+        config.database.batch_rows = 2048;
         config.limits = limits.limits.clone();
         config.limits.queries = 1;
         // One worker in stream order: a row-wise SELECT answers in the order it was asked, while input still comes.
         config.database.threads = 1;
-        Self::open(&config, Metrics::unregistered())
+        Self::open_unlocked(&config, Metrics::unregistered())
     }
 
     /// Whether `sql` is one SELECT, told without an input.
@@ -42,11 +43,16 @@ impl Engine {
     /// allows it.
     pub async fn transform(&self, sql: &str, input: RecordBatchStream) -> Result<RecordBatchStream> {
         let (source, feed) = self.sources.add(input.schema(), Sharing::Single);
-        let view = format!("CREATE TEMP VIEW {INPUT} AS SELECT * FROM {}", source.call());
+        let prepare = vec![
+            // What DuckDB gathers before it hands out the first rows; a setting of the connection.
+            "SET max_streaming_buffer_size = '1B'".to_string(),
+            LOCK.to_string(),
+            format!("CREATE TEMP VIEW {INPUT} AS SELECT * FROM {}", source.call()),
+        ];
         // Aborted with the output: dropping the set ends the task, which drops the input.
         let mut pump = tokio::task::JoinSet::new();
         pump.spawn(feed.pump(input));
-        let output = self.query_with(sql, Setup { input: Some((source, view)) }).await?;
+        let output = self.query_with(sql, Setup { input: Some((source, prepare)) }).await?;
         Ok(output.holding(pump))
     }
 }

@@ -7,7 +7,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use arrow_array::RecordBatch;
@@ -26,8 +26,12 @@ use duckdb::{
 };
 use futures::StreamExt;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-use super::{arrow, pool::lock};
+use super::{
+    arrow,
+    pool::{Cancel, lock, wait_unless},
+};
 use crate::{error::Error, stream::RecordBatchStream};
 
 /// The function's name in SQL; `engine` alone knows which argument means which stream.
@@ -66,6 +70,8 @@ struct Incoming {
     sharing: Sharing,
     queue: Mutex<Queue>,
     failure: Failure,
+    /// Cancelled with the statement that reads.
+    stop: OnceLock<CancellationToken>,
 }
 
 struct Queue {
@@ -91,11 +97,17 @@ impl Failure {
 /// A registered stream; it is unknown again when this is dropped.
 pub(super) struct Source {
     id: u64,
+    incoming: Arc<Incoming>,
     sources: Sources,
     pub(super) failure: Failure,
 }
 
 impl Source {
+    /// Workers that wait for rows give up when the statement is cancelled.
+    pub(super) fn stop_with(&self, cancel: &Cancel) {
+        self.incoming.stop.get_or_init(|| cancel.token());
+    }
+
     /// The table function call that reads the stream, as SQL.
     pub(super) fn call(&self) -> String {
         format!("{FUNCTION}({}::UBIGINT)", self.id)
@@ -150,10 +162,11 @@ impl Sources {
         let (sender, receiver) = mpsc::channel(CHANNEL_BATCHES);
         let failure = Failure::default();
         let queue = Mutex::new(Queue { items: receiver, rest: None, taken: 0, ended: false, opened: false });
-        let incoming = Incoming { schema, sharing, queue, failure: failure.clone() };
+        let incoming = Incoming { schema, sharing, queue, failure: failure.clone(), stop: OnceLock::new() };
+        let incoming = Arc::new(incoming);
         let id = getrandom::u64().expect("the operating system hands out random numbers");
-        lock(&self.0).insert(id, Arc::new(incoming));
-        (Source { id, sources: self.clone(), failure: failure.clone() }, Feed { items: sender, failure })
+        lock(&self.0).insert(id, incoming.clone());
+        (Source { id, incoming, sources: self.clone(), failure: failure.clone() }, Feed { items: sender, failure })
     }
 }
 
@@ -193,7 +206,11 @@ impl Incoming {
         if queue.ended {
             return Ok(None);
         }
-        match queue.items.blocking_recv() {
+        let item = match self.stop.get() {
+            Some(stop) => wait_unless(stop, queue.items.recv()).flatten(),
+            None => queue.items.blocking_recv(),
+        };
+        match item {
             Some(Item::Batch(batch)) => Ok(Some(batch)),
             Some(Item::End) => {
                 queue.ended = true;

@@ -11,7 +11,7 @@ use std::{
 use futures::future::BoxFuture;
 use serde::Serialize;
 
-pub use sql::SqlExchanger;
+use sql::{Permits, SqlExchanger};
 
 use crate::{
     config::Config,
@@ -41,12 +41,16 @@ pub struct Listed {
     pub description: String,
 }
 
+/// Bytes; a description is one line for people.
+const MAX_DESCRIPTION: usize = 4096;
+
 /// The exchangers of one server, by name. Cheap to clone.
 #[derive(Clone)]
 pub struct Registry(Arc<Inner>);
 
 struct Inner {
     exchangers: RwLock<BTreeMap<String, Arc<dyn Exchanger>>>,
+    permits: Permits,
     config: Config,
     metrics: Metrics,
 }
@@ -54,7 +58,8 @@ struct Inner {
 impl Registry {
     pub fn new(config: &Config, metrics: Metrics) -> Self {
         let exchangers = RwLock::new(builtin::all());
-        Self(Arc::new(Inner { exchangers, config: config.clone(), metrics }))
+        let permits = Permits::new(config.exchange.max_running);
+        Self(Arc::new(Inner { exchangers, permits, config: config.clone(), metrics }))
     }
 
     pub fn get(&self, name: &str) -> Option<Arc<dyn Exchanger>> {
@@ -80,8 +85,11 @@ impl Registry {
     /// Registers a SELECT over the relation `input`.
     pub async fn add_sql(&self, name: &str, sql: &str, description: Option<String>) -> Result<()> {
         check_name(name)?;
+        if description.as_ref().is_some_and(|text| text.len() > MAX_DESCRIPTION) {
+            return Err(Error::invalid(format!("the description is longer than {MAX_DESCRIPTION} bytes")));
+        }
         self.check_free(name)?;
-        let exchanger = SqlExchanger::new(sql, description, &self.0.config).await?;
+        let exchanger = SqlExchanger::new(sql, description, &self.0.config, self.0.permits.clone()).await?;
         let mut exchangers = self.0.exchangers.write().unwrap_or_else(PoisonError::into_inner);
         let registered = exchangers.values().filter(|exchanger| exchanger.kind() != builtin::KIND).count();
         let limit = self.0.config.exchange.max_registered;

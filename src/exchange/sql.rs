@@ -1,7 +1,10 @@
 //! Exchangers that clients register as SQL: one SELECT over the relation `input`, each run in a DuckDB of its own
 //! that has no files, no network and locked settings.
 
+use std::sync::Arc;
+
 use futures::{FutureExt, future::BoxFuture};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Exchanger;
 use crate::{
@@ -11,19 +14,40 @@ use crate::{
     stream::RecordBatchStream,
 };
 
-pub struct SqlExchanger {
+/// One permit for each DuckDB that runs an exchanger, and for each that checks one.
+#[derive(Clone)]
+pub(super) struct Permits {
+    running: Arc<Semaphore>,
+    checking: Arc<Semaphore>,
+}
+
+impl Permits {
+    pub(super) fn new(max_running: usize) -> Self {
+        // A check takes milliseconds; those that come at once wait for each other.
+        Self { running: Arc::new(Semaphore::new(max_running)), checking: Arc::new(Semaphore::new(2)) }
+    }
+}
+
+pub(super) struct SqlExchanger {
     sql: String,
     description: String,
     config: Config,
+    running: Arc<Semaphore>,
 }
 
 impl SqlExchanger {
     /// Checks that `sql` is one SELECT. What it reads is known only with an input.
-    pub async fn new(sql: &str, description: Option<String>, config: &Config) -> Result<Self> {
-        let sandbox = Sandbox::open(config).await?;
+    pub(super) async fn new(
+        sql: &str,
+        description: Option<String>,
+        config: &Config,
+        Permits { running, checking }: Permits,
+    ) -> Result<Self> {
+        let permit = checking.acquire_owned().await.map_err(Error::internal)?;
+        let sandbox = Sandbox::open(config, permit).await?;
         sandbox.engine().check_transformation(sql).await?;
         let description = description.unwrap_or_else(|| sql.split_whitespace().collect::<Vec<_>>().join(" "));
-        Ok(Self { sql: sql.to_string(), description, config: config.clone() })
+        Ok(Self { sql: sql.to_string(), description, config: config.clone(), running })
     }
 }
 
@@ -37,9 +61,13 @@ impl Exchanger for SqlExchanger {
     }
 
     fn start(&self, input: RecordBatchStream) -> BoxFuture<'static, Result<RecordBatchStream>> {
-        let (sql, config) = (self.sql.clone(), self.config.clone());
+        let (sql, config, running) = (self.sql.clone(), self.config.clone(), self.running.clone());
         async move {
-            let sandbox = Sandbox::open(&config).await?;
+            let permit = running.try_acquire_owned().map_err(|_| Error::Limit {
+                what: format!("{} SQL exchangers run already", config.exchange.max_running),
+                key: "exchange.max_running",
+            })?;
+            let sandbox = Sandbox::open(&config, permit).await?;
             let output = sandbox.engine().transform(&sql, input).await?;
             Ok(output.holding(sandbox))
         }
@@ -48,17 +76,18 @@ impl Exchanger for SqlExchanger {
 }
 
 /// An in-memory engine that is opened and closed away from the async threads.
-struct Sandbox(Option<Engine>);
+struct Sandbox(Option<(Engine, OwnedSemaphorePermit)>);
 
 impl Sandbox {
-    async fn open(config: &Config) -> Result<Self> {
+    /// The permit is given back when the engine is closed.
+    async fn open(config: &Config, permit: OwnedSemaphorePermit) -> Result<Self> {
         let config = config.clone();
         let opened = tokio::task::spawn_blocking(move || Engine::open_sandbox(config.exchange.memory_limit, &config));
-        opened.await.map_err(Error::internal)?.map(|engine| Self(Some(engine)))
+        opened.await.map_err(Error::internal)?.map(|engine| Self(Some((engine, permit))))
     }
 
     fn engine(&self) -> &Engine {
-        self.0.as_ref().expect("taken only when dropped")
+        &self.0.as_ref().expect("taken only when dropped").0
     }
 }
 

@@ -113,7 +113,6 @@ impl Flight {
 }
 
 fn json<T: DeserializeOwned>(action: &str, body: &[u8]) -> Result<T> {
-    // serde_json's messages name the key and the position, and never show a value of the body.
     serde_json::from_slice(body).map_err(|error| Error::invalid(format!("the body of {action} is malformed: {error}")))
 }
 

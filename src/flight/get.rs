@@ -6,10 +6,7 @@ use crate::{auth::Identity, error::Result, stream::RecordBatchStream};
 impl Flight {
     pub(super) async fn get(&self, identity: &Identity, ticket: &[u8]) -> Result<RecordBatchStream> {
         match self.authenticator.read_ticket(identity, ticket)? {
-            Some(claims) => {
-                let stream = self.engine.query(&claims.sql).await?;
-                Ok(self.running.track(&claims.id, stream))
-            }
+            Some(claims) => self.running.begin(&claims.id).run(self.engine.query(&claims.sql)).await,
             None => self.engine.query(&command::text("ticket", ticket)?).await,
         }
     }

@@ -1,5 +1,7 @@
 //! Handshake: credentials in the header (answered by the auth layer) or as BasicAuth in the payload.
 
+use std::time::Duration;
+
 use arrow_flight::{BasicAuth, HandshakeRequest, HandshakeResponse};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream::BoxStream};
@@ -12,6 +14,9 @@ use crate::{
     error::{Error, Result},
 };
 
+/// Who has no identity yet does not keep a call open for longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// `identity` is there when the header has proven it; the layer then adds the bearer token to the response.
 pub(super) async fn handshake(
     authenticator: &Authenticator,
@@ -21,7 +26,8 @@ pub(super) async fn handshake(
     if identity.is_some_and(|_| authenticator.enabled()) {
         return Ok(Response::new(futures::stream::empty().boxed()));
     }
-    let request = match requests.next().await {
+    let first = tokio::time::timeout(PATIENCE, requests.next()).await;
+    let request = match first.map_err(|_| Error::Unauthenticated("the handshake sent no credentials in time".into()))? {
         Some(Ok(request)) => request,
         Some(Err(status)) => return Err(Error::Stream(status.message().to_string())),
         // Everyone may call where authentication is off.

@@ -8,47 +8,69 @@ use std::{
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
-use crate::{error::Error, stream::RecordBatchStream};
+use crate::{
+    error::{Error, Result},
+    stream::RecordBatchStream,
+};
 
-/// By ticket id. An entry lives as long as its stream.
+/// By ticket id: how many uses run, and what ends them.
 #[derive(Clone, Default)]
-pub(super) struct Running(Arc<Mutex<HashMap<String, CancellationToken>>>);
+pub(super) struct Running(Arc<Mutex<HashMap<String, (usize, CancellationToken)>>>);
 
-struct Entry {
+/// One use of a ticket, from before its statement starts until its stream is dropped.
+pub(super) struct Use {
     running: Running,
     id: String,
+    token: CancellationToken,
 }
 
-impl Drop for Entry {
+impl Drop for Use {
     fn drop(&mut self) {
-        self.running.lock().remove(&self.id);
+        let mut running = self.running.lock();
+        if let Some((uses, _)) = running.get_mut(&self.id) {
+            *uses -= 1;
+            if *uses == 0 {
+                running.remove(&self.id);
+            }
+        }
     }
 }
 
 impl Running {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, CancellationToken>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (usize, CancellationToken)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The stream, which ends in CANCELLED once [`Running::cancel`] is called with the same id.
-    pub(super) fn track(&self, id: &str, stream: RecordBatchStream) -> RecordBatchStream {
-        let token = self.lock().entry(id.to_string()).or_default().clone();
-        let entry = Entry { running: self.clone(), id: id.to_string() };
-        let schema = stream.schema();
-        let until_cancelled = stream.take_until(token.clone().cancelled_owned());
-        let ending = futures::stream::once(async move { token.is_cancelled().then_some(Err(Error::Cancelled)) });
-        let batches = until_cancelled.chain(ending.filter_map(futures::future::ready));
-        RecordBatchStream::new(schema, batches).holding(entry)
+    pub(super) fn begin(&self, id: &str) -> Use {
+        let mut running = self.lock();
+        let (uses, token) = running.entry(id.to_string()).or_default();
+        *uses += 1;
+        Use { running: self.clone(), id: id.to_string(), token: token.clone() }
     }
 
-    /// Whether there was a stream to end.
+    /// Whether there was something to end.
     pub(super) fn cancel(&self, id: &str) -> bool {
         match self.lock().get(id) {
-            Some(token) => {
+            Some((_, token)) => {
                 token.cancel();
                 true
             }
             None => false,
         }
+    }
+}
+
+impl Use {
+    /// Starts the stream and lets it end in CANCELLED once [`Running::cancel`] is called with the same id.
+    pub(super) async fn run(
+        self,
+        starting: impl Future<Output = Result<RecordBatchStream>>,
+    ) -> Result<RecordBatchStream> {
+        let stream = self.token.run_until_cancelled(starting).await.ok_or(Error::Cancelled)??;
+        let (schema, token) = (stream.schema(), self.token.clone());
+        let until_cancelled = stream.take_until(token.clone().cancelled_owned());
+        let ending = futures::stream::once(async move { token.is_cancelled().then_some(Err(Error::Cancelled)) });
+        let batches = until_cancelled.chain(ending.filter_map(futures::future::ready));
+        Ok(RecordBatchStream::new(schema, batches).holding(self))
     }
 }

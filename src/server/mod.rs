@@ -63,8 +63,11 @@ enum Listener {
 impl Server {
     /// Binds, answers health with NOT_SERVING while the database opens, and serves when this returns.
     pub async fn start(config: Config) -> Result<Self> {
-        let (listener, location) = listen(&config.server.location).await?;
         let metrics = Metrics::new(Engine::duckdb_version());
+        let (auth, auth_metrics) = (config.auth.clone(), metrics.clone());
+        let authenticator = tokio::task::spawn_blocking(move || Authenticator::new(&auth, auth_metrics));
+        let authenticator = authenticator.await.map_err(Error::internal)??;
+        let (listener, location) = listen(&config.server.location).await?;
         let gate = Gate::default();
         let admin = match config.admin.listen.0 {
             Some(address) => Some(Admin::start(address, metrics.clone(), gate.clone())?),
@@ -73,9 +76,6 @@ impl Server {
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, ServingStatus::NotServing).await;
 
-        let (auth, auth_metrics) = (config.auth.clone(), metrics.clone());
-        let authenticator = tokio::task::spawn_blocking(move || Authenticator::new(&auth, auth_metrics));
-        let authenticator = authenticator.await.map_err(Error::internal)??;
         let calls = Calls::default();
         let router = tonic::transport::Server::builder()
             .initial_stream_window_size(16 * 1024 * 1024)
@@ -125,6 +125,16 @@ impl Server {
             .accept_compressed(tonic::codec::CompressionEncoding::Zstd);
         gate.open(service, engine.clone());
         report(&health, ServingStatus::Serving).await;
+        let broken = engine.broken();
+        let (health_then, gate_then, metrics_then) = (health.clone(), gate.clone(), metrics.clone());
+        tokio::spawn(async move {
+            if broken.await {
+                tracing::error!("the database is unusable; not ready any more until a restart");
+                report(&health_then, ServingStatus::NotServing).await;
+                gate_then.set(State::Leaving);
+                metrics_then.ready.set(0);
+            }
+        });
         metrics.ready.set(1);
         tracing::info!(
             %location, database = %config.database.path, auth = config.auth.enabled,

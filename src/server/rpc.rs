@@ -108,16 +108,21 @@ struct Call {
     method: &'static str,
     start: Instant,
     layer: RpcLayer,
+    waited_for: bool,
     ended: bool,
 }
 
 impl Call {
     fn begin(layer: &RpcLayer, path: &str) -> Self {
         let method = known_method(path);
-        layer.calls.begin();
+        // A health Watch never ends, and no stop waits for it.
+        let waited_for = method != "Watch";
+        if waited_for {
+            layer.calls.begin();
+        }
         layer.metrics.streams_open.inc();
         layer.metrics.rpc_started.with_label_values(&[method]).inc();
-        Self { method, start: Instant::now(), layer: layer.clone(), ended: false }
+        Self { method, start: Instant::now(), layer: layer.clone(), waited_for, ended: false }
     }
 
     fn end(&mut self, code: tonic::Code) {
@@ -129,7 +134,9 @@ impl Call {
         metrics.rpc_handled.with_label_values(&[self.method, &format!("{code:?}")]).inc();
         metrics.rpc_seconds.with_label_values(&[self.method]).observe(seconds);
         tracing::debug!(method = self.method, ?code, seconds, "rpc");
-        self.layer.calls.end();
+        if self.waited_for {
+            self.layer.calls.end();
+        }
     }
 }
 

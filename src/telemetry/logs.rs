@@ -8,7 +8,7 @@ use crate::config::{Log, LogFormat};
 
 /// Installs the subscriber. A second call in one process keeps the first.
 pub fn init(log: &Log) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&log.level).map_err(|error| format!("log.level \"{}\": {error}", log.level))?;
+    let filter = filter(log)?;
     let registry = tracing_subscriber::registry().with(filter);
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
@@ -19,4 +19,9 @@ pub fn init(log: &Log) -> Result<(), String> {
     // Someone else's subscriber (a test's, an embedding program's) stays.
     let _ = installed;
     Ok(())
+}
+
+/// What `log.level` means.
+pub fn filter(log: &Log) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(&log.level).map_err(|error| format!("log.level \"{}\": {error}", log.level))
 }

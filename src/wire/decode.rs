@@ -81,6 +81,9 @@ fn decoder(messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'st
 /// The most that one message's buffers may say they hold once decompressed: arrow-ipc allocates what they say.
 const MAX_DECOMPRESSED: u64 = 512 * 1024 * 1024;
 
+/// Rows of one message: a column of nothing but NULL needs no bytes for them, and whoever makes some would.
+const MAX_ROWS: i64 = 1 << 24;
+
 /// Refuses a batch whose header names bytes that its body does not have (arrow-ipc would panic on them), or whose buffers
 /// declare an absurd length (the allocation would end the process).
 fn check_buffers(message: &FlightData) -> Result<(), FlightError> {
@@ -94,6 +97,9 @@ fn check_buffers(message: &FlightData) -> Result<(), FlightError> {
         _ => return Ok(()),
     };
     let batch = batch.ok_or_else(|| malformed("the header holds no batch"))?;
+    if !(0..=MAX_ROWS).contains(&batch.length()) {
+        return Err(malformed(&format!("a batch of {} rows is more than {MAX_ROWS}", batch.length())));
+    }
     let (body, mut decompressed) = (&message.data_body, 0_u64);
     for buffer in batch.buffers().into_iter().flatten() {
         let range = usize::try_from(buffer.offset()).ok().zip(usize::try_from(buffer.length()).ok());

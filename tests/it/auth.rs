@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use arrow_flight::{
-    Action, BasicAuth, Criteria, Empty, FlightData, FlightDescriptor, HandshakeRequest, Ticket,
-    flight_service_client::FlightServiceClient,
-};
+use arrow_flight::{Action, BasicAuth, Criteria, Empty, FlightData, FlightDescriptor, HandshakeRequest, Ticket};
 use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, STANDARD_NO_PAD},
@@ -16,17 +13,12 @@ use mallard::{
     config::{Credential, Secret, Span},
 };
 use prost::Message;
-use tonic::{Code, Request, Status, metadata::MetadataMap, transport::Channel};
+use tonic::{Code, Request, Status, metadata::MetadataMap};
 
 use crate::support::{PASSWORD, TestServer, USER, login, row, run, test_config, with_login};
 
 async fn guarded() -> TestServer {
     TestServer::with(with_login(test_config())).await
-}
-
-async fn stock(server: &TestServer) -> FlightServiceClient<Channel> {
-    let uri = server.uri().replace("grpc://", "http://");
-    FlightServiceClient::new(Channel::from_shared(uri).unwrap().connect().await.unwrap())
 }
 
 fn with<T>(message: T, authorization: &str) -> Request<T> {
@@ -59,7 +51,7 @@ async fn every_rpc(server: &TestServer, header: &str) -> Vec<(&'static str, Code
     fn code<T>(outcome: Result<T, Status>) -> Code {
         outcome.err().map_or(Code::Ok, |status| status.code())
     }
-    let mut client = stock(server).await;
+    let mut client = server.stock().await;
     let sql = || FlightDescriptor::new_cmd("SELECT 1");
     let data = || stream::iter([FlightData { flight_descriptor: Some(sql()), ..FlightData::default() }]);
     vec![
@@ -91,7 +83,7 @@ async fn every_rpc_is_closed_without_identity() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_rpc_is_open_with_identity() {
     let server = guarded().await;
-    let answer = stock(&server).await.handshake(with(stream::empty(), &basic(true, USER, PASSWORD))).await.unwrap();
+    let answer = server.stock().await.handshake(with(stream::empty(), &basic(true, USER, PASSWORD))).await.unwrap();
     let bearer = token(answer.metadata());
     for (rpc, code) in every_rpc(&server, &bearer).await {
         // DoPut's stream has no schema, which it says.
@@ -109,17 +101,17 @@ fn basic(padded: bool, user: &str, password: &str) -> String {
 async fn basic_on_any_call_answers_a_token_that_opens_the_next() {
     let server = guarded().await;
     for padded in [true, false] {
-        let answer = stock(&server).await.do_get(with(ticket("SELECT 1"), &basic(padded, USER, PASSWORD))).await;
+        let answer = server.stock().await.do_get(with(ticket("SELECT 1"), &basic(padded, USER, PASSWORD))).await;
         let bearer = token(answer.unwrap().metadata());
         assert!(bearer.starts_with("Bearer "));
-        stock(&server).await.do_get(with(ticket("SELECT 1"), &bearer)).await.unwrap();
+        server.stock().await.do_get(with(ticket("SELECT 1"), &bearer)).await.unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn payload_form_of_handshake_answers_a_token() {
     let server = guarded().await;
-    let mut client = stock(&server).await;
+    let mut client = server.stock().await;
     let payload = |password: &str| {
         let payload = BasicAuth { username: USER.into(), password: password.into() }.encode_to_vec();
         stream::iter([HandshakeRequest { protocol_version: 0, payload: payload.into() }])
@@ -141,7 +133,7 @@ async fn wrong_password_and_unknown_user_get_the_same_answer() {
     let mut answers = Vec::new();
     for (user, password) in [(USER, "wrong"), ("nobody", PASSWORD), (USER, ""), ("", "")] {
         let refused =
-            stock(&server).await.do_get(with(ticket("SELECT 1"), &basic(true, user, password))).await.unwrap_err();
+            server.stock().await.do_get(with(ticket("SELECT 1"), &basic(true, user, password))).await.unwrap_err();
         assert_eq!(refused.code(), Code::Unauthenticated);
         answers.push(refused.message().to_string());
     }
@@ -175,9 +167,9 @@ async fn token_survives_a_restart_only_with_a_signing_key() {
         let mut config = with_login(test_config());
         config.auth.signing_key = key.map(Secret::new);
         let (first, second) = (TestServer::with(config.clone()).await, TestServer::with(config).await);
-        let answer = stock(&first).await.handshake(with(stream::empty(), &basic(true, USER, PASSWORD))).await.unwrap();
+        let answer = first.stock().await.handshake(with(stream::empty(), &basic(true, USER, PASSWORD))).await.unwrap();
         let bearer = token(answer.metadata());
-        stock(&second).await.do_get(with(ticket("SELECT 1"), &bearer)).await.is_ok()
+        second.stock().await.do_get(with(ticket("SELECT 1"), &bearer)).await.is_ok()
     };
     assert!(answer(Some("a key that is long enough")).await);
     assert!(!answer(None).await);

@@ -3,41 +3,32 @@
 use std::sync::Arc;
 
 use arrow_array::{ArrayRef, Int64Array, RecordBatch};
-use arrow_flight::{
-    Action, FlightData, FlightDescriptor, Ticket, encode::FlightDataEncoderBuilder,
-    flight_service_client::FlightServiceClient,
-};
+use arrow_flight::{Action, FlightData, FlightDescriptor, Ticket, encode::FlightDataEncoderBuilder};
 use arrow_ipc::{CompressionType, writer::IpcWriteOptions};
 use arrow_schema::Schema;
 use futures::{StreamExt, TryStreamExt, stream};
 use mallard::config::Size;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
 use crate::support::{TestServer, count, row, run, test_config};
 
-async fn stock(server: &TestServer) -> FlightServiceClient<Channel> {
-    let uri = server.uri().replace("grpc://", "http://");
-    FlightServiceClient::new(Channel::from_shared(uri).unwrap().connect().await.unwrap())
-        .max_encoding_message_size(usize::MAX)
-}
-
 async fn get(server: &TestServer, ticket: &[u8]) -> Result<(), Status> {
-    let answer = stock(server).await.do_get(Ticket::new(ticket.to_vec())).await?;
+    let answer = server.stock().await.do_get(Ticket::new(ticket.to_vec())).await?;
     answer.into_inner().try_for_each(async |_| Ok(())).await
 }
 
 async fn put(server: &TestServer, messages: Vec<FlightData>) -> Result<(), Status> {
-    let answer = stock(server).await.do_put(stream::iter(messages)).await?;
+    let answer = server.stock().await.do_put(stream::iter(messages)).await?;
     answer.into_inner().try_for_each(async |_| Ok(())).await
 }
 
 async fn exchange(server: &TestServer, messages: Vec<FlightData>) -> Result<(), Status> {
-    let answer = stock(server).await.do_exchange(stream::iter(messages)).await?;
+    let answer = server.stock().await.do_exchange(stream::iter(messages)).await?;
     answer.into_inner().try_for_each(async |_| Ok(())).await
 }
 
 async fn act(server: &TestServer, name: &str, body: &str) -> Result<(), Status> {
-    let answer = stock(server).await.do_action(Action::new(name, body.to_string())).await?;
+    let answer = server.stock().await.do_action(Action::new(name, body.to_string())).await?;
     answer.into_inner().try_for_each(async |_| Ok(())).await
 }
 

@@ -71,8 +71,11 @@ fn all_mistakes_are_reported_at_once_each_with_its_source() {
         let line = found.iter().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("{key} in {found:#?}"));
         assert!(line.contains(why) && line.contains(source), "{line}");
     }
-    let broken = mistakes("[server\n", &[]);
-    assert!(broken[0].contains("mallard.toml"), "{broken:?}");
+    let broken = mistakes("[auth.users.bob]\npassword = \"canary-secret\n", &[]);
+    assert!(broken[0].contains("mallard.toml: line 2") && !broken[0].contains("canary-secret"), "{broken:?}");
+    // What only several keys together show is not hidden by another mistake.
+    let both = mistakes("[nope]\nx = 1\n", &[("MALLARD__SERVER__LOCATION", "grpc://0.0.0.0:1")]);
+    assert_eq!(both.len(), 2, "{both:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use mallard::config::Span;
 use tonic::Code;
 
-use crate::support::{TestServer, collect, row, rows, run, test_config, until};
+use crate::support::{TestServer, collect, people, row, rows, run, test_config, until};
 
 /// Runs for hours unless it is interrupted, and answers rows from the start.
 const ENDLESS: &str = "SELECT a.range FROM range(10000000000) a, range(1000) b";
@@ -156,6 +156,42 @@ async fn statement_timeout_ends_the_stream() {
     };
     assert_eq!(ended.expect_err("it would run for hours").code(), Code::DeadlineExceeded);
     until("no query runs", || async { server.metric("mallard_queries_running").await == 0.0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statement_timeout_ends_what_nobody_reads_or_sends() {
+    let mut config = test_config();
+    config.limits.statement_timeout = Span(Duration::from_millis(300));
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    let _unread = client.query(ENDLESS).await.unwrap();
+    until("no query runs", || async { server.metric("mallard_queries_running").await == 0.0 }).await;
+    let silent = people(0, 0).schema();
+    let silent = mallard::stream::RecordBatchStream::new(silent, futures::stream::pending());
+    let ended = client.put(&["t".into()], silent).await.expect_err("nothing was sent");
+    assert_eq!(ended.code(), Code::DeadlineExceeded, "{ended}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_stay_small_although_rows_are_not_equally_long() {
+    let server = TestServer::start().await;
+    let sql = "SELECT CASE WHEN i < 100 THEN repeat('x', 100000) ELSE 'y' END AS s FROM range(61440) r(i)";
+    // A stock client refuses messages above 4 MiB.
+    let answer = server.stock().await.do_get(arrow_flight::Ticket::new(sql)).await.unwrap().into_inner();
+    let messages: Vec<_> = answer.collect().await;
+    assert!(messages.iter().all(Result::is_ok), "{:?}", messages.iter().find(|message| message.is_err()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn words_of_a_client_break_nothing() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let refused = match client.query("SELECT error('database has been invalidated')").await {
+        Ok(stream) => collect(stream).await.expect_err("an error"),
+        Err(error) => error,
+    };
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(client.healthy().await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,20 +2,14 @@
 
 use arrow_flight::{
     Action, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightClient, FlightDescriptor,
-    FlightEndpoint, RenewFlightEndpointRequest, flight_service_client::FlightServiceClient,
+    FlightEndpoint, RenewFlightEndpointRequest,
 };
 use arrow_schema::Schema;
 use futures::{StreamExt, TryStreamExt};
 use prost::Message;
-use tonic::{Code, transport::Channel};
+use tonic::Code;
 
 use crate::support::{TestServer, count, run};
-
-/// A stock arrow-rs client.
-async fn stock(server: &TestServer) -> FlightServiceClient<Channel> {
-    let uri = server.uri().replace("grpc://", "http://");
-    FlightServiceClient::new(Channel::from_shared(uri).unwrap().connect().await.unwrap())
-}
 
 fn sql(text: &str) -> FlightDescriptor {
     FlightDescriptor::new_cmd(text.to_string())
@@ -28,8 +22,8 @@ async fn statement_is_planned_and_not_run() {
     run(&client, "CREATE TABLE t (i INTEGER)").await;
     for statement in ["INSERT INTO t VALUES (1)", "INSERT INTO t VALUES (1) RETURNING i", "DROP TABLE t"] {
         client.info(sql(statement)).await.unwrap();
-        stock(&server).await.get_schema(sql(statement)).await.unwrap();
-        let poll = stock(&server).await.poll_flight_info(sql(statement)).await.unwrap().into_inner();
+        server.stock().await.get_schema(sql(statement)).await.unwrap();
+        let poll = server.stock().await.poll_flight_info(sql(statement)).await.unwrap().into_inner();
         assert!(poll.flight_descriptor.is_none(), "complete once it is planned");
         assert_eq!(poll.progress, Some(1.0));
         assert_eq!(count(&client, "t").await, 0, "{statement} ran");
@@ -87,9 +81,7 @@ async fn tables_are_listed_and_filtered_by_glob() {
 #[tokio::test(flavor = "multi_thread")]
 async fn stock_arrow_rs_client_reads_and_lists_actions() {
     let server = TestServer::start().await;
-    let uri = server.uri().replace("grpc://", "http://");
-    let channel = Channel::from_shared(uri).unwrap().connect().await.unwrap();
-    let mut client = FlightClient::new(channel);
+    let mut client = FlightClient::new(server.channel().await);
     let info = client.get_flight_info(sql("SELECT range AS i FROM range(100000)")).await.unwrap();
     let ticket = info.endpoint[0].ticket.clone().unwrap();
     let batches: Vec<_> = client.do_get(ticket).await.unwrap().try_collect().await.unwrap();
@@ -111,7 +103,7 @@ async fn cancel_flight_info_ends_the_stream_of_its_ticket() {
     let cancel = async || {
         let request = CancelFlightInfoRequest::new(info.clone());
         let action = Action::new("CancelFlightInfo", request.encode_to_vec());
-        let mut results = stock(&server).await.do_action(action).await.unwrap().into_inner();
+        let mut results = server.stock().await.do_action(action).await.unwrap().into_inner();
         let result = results.next().await.unwrap().unwrap();
         CancelFlightInfoResult::decode(result.body).unwrap().status()
     };
@@ -124,13 +116,46 @@ async fn cancel_flight_info_ends_the_stream_of_its_ticket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn cancel_flight_info_reaches_a_statement_that_has_not_answered_yet() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let info = client.info(sql("CREATE TABLE big AS SELECT a.range FROM range(10000000000) a")).await.unwrap();
+    let ticket = info.endpoint[0].ticket.clone().unwrap();
+    let running = tokio::spawn({
+        let client = client.clone();
+        async move { client.get(ticket).await.map(|_| ()) }
+    });
+    crate::support::until("it can be cancelled", || async {
+        let request = CancelFlightInfoRequest::new(info.clone());
+        let action = Action::new("CancelFlightInfo", request.encode_to_vec());
+        let mut results = server.stock().await.do_action(action).await.unwrap().into_inner();
+        let result = results.next().await.unwrap().unwrap();
+        CancelFlightInfoResult::decode(result.body).unwrap().status() == CancelStatus::Cancelled
+    })
+    .await;
+    assert_eq!(running.await.unwrap().expect_err("cancelled").code(), Code::Cancelled);
+    assert_eq!(client.query("FROM big").await.err().expect("rolled back").code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn view_over_something_gone_does_not_hide_the_others() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE a AS SELECT 1 AS i").await;
+    run(&client, "CREATE TABLE b AS SELECT 1 AS i").await;
+    run(&client, "CREATE VIEW broken AS FROM a").await;
+    run(&client, "DROP TABLE a").await;
+    assert_eq!(client.list("").await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn renewed_endpoint_is_good_for_the_same_rows() {
     let server = TestServer::start().await;
     let client = server.client().await;
     let info = client.info(sql("SELECT 42")).await.unwrap();
     let request = RenewFlightEndpointRequest::new(info.endpoint[0].clone());
     let action = Action::new("RenewFlightEndpoint", request.encode_to_vec());
-    let mut results = stock(&server).await.do_action(action).await.unwrap().into_inner();
+    let mut results = server.stock().await.do_action(action).await.unwrap().into_inner();
     let endpoint = FlightEndpoint::decode(results.next().await.unwrap().unwrap().body).unwrap();
     assert!(endpoint.expiration_time.is_some());
     let row = mallard::transfer::first_row(client.get(endpoint.ticket.unwrap()).await.unwrap()).await.unwrap();

@@ -136,3 +136,41 @@ async fn unix_socket_serves_and_is_cleaned_up() {
     server.server.stop(std::future::pending()).await.unwrap();
     assert!(!path.exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stalled_clients_do_not_keep_the_database_from_closing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = test_config();
+    config.server.grace_period = Span(Duration::from_millis(200));
+    config.database.path = directory.path().join("m.duckdb").to_string_lossy().into_owned();
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE t AS SELECT 1 AS i").await;
+    // One that does not read, one that does not send.
+    let mut unread = client.query("SELECT a.range, 'some text' FROM range(10000000000) a").await.unwrap();
+    unread.next().await.unwrap().unwrap();
+    let good = people(20, 10_000);
+    let schema = good.schema();
+    let silent = mallard::stream::RecordBatchStream::new(schema, good.chain(futures::stream::pending()));
+    let putting = tokio::spawn({
+        let client = client.clone();
+        async move { client.put(&table("p"), silent).await }
+    });
+    until("rows have arrived", || async { server.metric("mallard_rows_total{direction=\"in\"}").await > 0.0 }).await;
+    server.server.stop(std::future::pending()).await.unwrap();
+    assert_eq!(putting.await.unwrap().expect_err("cut").code(), Code::Unavailable);
+    assert!(!directory.path().join("m.duckdb.wal").exists(), "a checkpoint was written and the database closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_watch_does_not_hold_up_the_stop() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let mut config = test_config();
+    config.server.grace_period = Span(Duration::from_secs(3600));
+    let server = TestServer::with(config).await;
+    let mut health = HealthClient::new(server.channel().await);
+    let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    watch.message().await.unwrap().unwrap();
+    let stopped = tokio::time::timeout(Duration::from_secs(60), server.server.stop(std::future::pending()));
+    stopped.await.expect("the stop does not wait for it").unwrap();
+}

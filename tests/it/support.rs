@@ -3,6 +3,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use arrow_array::{Int64Array, RecordBatch, StringArray};
+use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_schema::{DataType, Field, Schema};
 use futures::{StreamExt, TryStreamExt};
 use mallard::{
@@ -14,6 +15,7 @@ use mallard::{
     stream::RecordBatchStream,
     transfer::first_row,
 };
+use tonic::transport::Channel;
 
 pub(crate) const USER: &str = "alice";
 /// All digits and a colon: both have been trouble elsewhere.
@@ -57,6 +59,17 @@ impl TestServer {
 
     pub(crate) async fn client(&self) -> Client {
         Client::connect(self.server.location(), None).await.expect("the client connects")
+    }
+
+    /// A plain gRPC channel, for clients that are not ours.
+    pub(crate) async fn channel(&self) -> Channel {
+        let uri = self.uri().replace("grpc://", "http://");
+        Channel::from_shared(uri).unwrap().connect().await.unwrap()
+    }
+
+    /// A stock arrow-rs client.
+    pub(crate) async fn stock(&self) -> FlightServiceClient<Channel> {
+        FlightServiceClient::new(self.channel().await).max_encoding_message_size(usize::MAX)
     }
 
     /// Over HTTP from the admin port: status and body.

@@ -90,6 +90,8 @@ async fn what_fails_stores_nothing_and_says_why() {
     check(json!({"from": from, "table": "t", "user": "x", "to": "gone"}), Code::InvalidArgument, "user").await;
     check(json!({"from": from, "table": "t", "username": "x", "to": "gone"}), Code::InvalidArgument, "go together")
         .await;
+    check(json!({"from": from, "table": "t", "password": 4711, "to": "gone"}), Code::InvalidArgument, "must be a text")
+        .await;
     // Rows that differ from one reading to the next cannot be proven equal.
     let unsteady = json!({"from": from, "query": "SELECT random() AS r FROM t", "to": "gone"});
     check(unsteady, Code::Aborted, "nothing was stored").await;
