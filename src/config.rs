@@ -259,7 +259,8 @@ impl Config {
         }
         text.push_str(
             "\n# Users, one table each: password_hash (argon2id, made by `mallard user hash`) or password, or the same\n\
-             # from a file with password_hash_file or password_file. There are none by default.\n\
+             # from a file with password_hash_file or password_file. There are none by default. In the environment a name\n\
+             # in capitals is meant in lower case: MALLARD__AUTH__USERS__ALICE__PASSWORD is alice's.\n\
              # [auth.users.alice]\n\
              # password_hash = \"$argon2id$v=19$m=19456,t=2,p=1$...\"\n",
         );
