@@ -32,12 +32,9 @@ pub(super) struct Measured {
 impl Meter {
     /// Starts the clock. With an expected number of rows the bar shows how far it is.
     pub(super) fn start(what: &str, expected_rows: Option<u64>) -> Self {
-        let target = if std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
-            ProgressDrawTarget::stderr_with_hz(8)
-        } else if std::io::stderr().is_terminal() {
-            ProgressDrawTarget::stderr_with_hz(2)
-        } else {
-            ProgressDrawTarget::hidden()
+        let target = match std::io::stderr().is_terminal() {
+            true => ProgressDrawTarget::stderr_with_hz(8),
+            false => ProgressDrawTarget::hidden(),
         };
         let bar = ProgressBar::with_draw_target(expected_rows, target);
         let style = match expected_rows {

@@ -8,11 +8,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Args;
 
-use crate::{
-    error::{Error, Result},
-    location::Location,
-};
-use report::Report;
+use crate::{error::Result, location::Location};
 use servers::Servers;
 use steps::Walk;
 
@@ -71,13 +67,5 @@ pub(super) async fn run(arguments: Arguments) -> Result<ExitCode> {
 
 fn write(path: Option<&PathBuf>, text: impl Fn() -> String) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
-    std::fs::write(path, text()).map_err(|error| super::files::io(path, &error)).map_err(|error| match error {
-        Error::Io(message) => Error::Io(format!("cannot write the report: {message}")),
-        other => other,
-    })
-}
-
-/// A report that has measured nothing yet.
-fn empty_report(servers: &Servers, source: String) -> Report {
-    Report::new(servers.describe(), source)
+    std::fs::write(path, text()).map_err(|error| super::files::io(path, &error))
 }

@@ -7,7 +7,6 @@ use futures::StreamExt;
 use serde_json::json;
 
 use super::{
-    empty_report,
     report::{Operation, Report},
     servers::Servers,
 };
@@ -49,7 +48,7 @@ impl<'a> Walk<'a> {
             }
             None => (FLIGHTS.replace("{rows}", &rows.to_string()), Some(rows), "generated".to_string()),
         };
-        let report = empty_report(servers, told);
+        let report = Report::new(servers.describe(), told);
         Ok(Self { servers, clients, local, expected, source, report })
     }
 
