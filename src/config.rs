@@ -26,11 +26,13 @@ pub struct Config {
     pub auth: Auth,
     pub limits: Limits,
     pub log: Log,
+    pub traces: Traces,
 }
 
 #[derive(Debug, Clone)]
 pub struct Server {
     pub location: Location,
+    pub public_location: Option<Location>,
     pub drain_delay: Span,
     pub grace_period: Span,
 }
@@ -94,11 +96,20 @@ pub struct Log {
     pub format: LogFormat,
 }
 
+#[derive(Debug, Clone, Default)]
+pub struct Traces {
+    pub exporter: TraceExporter,
+    pub endpoint: String,
+    pub protocol: TraceProtocol,
+    pub statement_text: StatementText,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             server: Server {
                 location: Location::Tcp { host: "127.0.0.1".into(), port: 8815 },
+                public_location: None,
                 drain_delay: Span(Duration::ZERO),
                 grace_period: Span(Duration::from_secs(30)),
             },
@@ -134,6 +145,7 @@ impl Default for Config {
                 sql_length: Size(256 * 1024),
             },
             log: Log { level: "info".into(), format: LogFormat::Text },
+            traces: Traces::default(),
         }
     }
 }
@@ -167,6 +179,10 @@ const KEYS: &[Key] = &[
         "Where Flight is served: grpc://HOST:PORT, grpc+tcp://HOST:PORT or grpc+unix:///path. Port 0 picks a free one."
     ),
     key!(
+        server.public_location,
+        "Where clients reach the server, for the status page, such as grpc://db.example.com:8815; empty means the host that was asked and the port of server.location."
+    ),
+    key!(
         server.drain_delay,
         "After a stop signal: how long to stay not ready but still accept calls, so that load balancers notice."
     ),
@@ -174,7 +190,10 @@ const KEYS: &[Key] = &[
         server.grace_period,
         "After that: how long running streams may go on before they are interrupted. A second signal ends it."
     ),
-    key!(admin.listen, "Address of /livez, /readyz and /metrics (HTTP, its own thread), or \"off\"."),
+    key!(
+        admin.listen,
+        "Address of the status page, /livez, /readyz, /startupz and /metrics (HTTP, its own thread), or \"off\"."
+    ),
     key!(database.path, "The DuckDB database file, or :memory:."),
     key!(database.threads, "DuckDB's worker threads; 0 means one per core."),
     key!(
@@ -237,6 +256,19 @@ const KEYS: &[Key] = &[
     key!(limits.sql_length, "Longest SQL text accepted."),
     key!(log.level, "Log filter: error, warn, info, debug, trace, or directives such as \"info,mallard=debug\"."),
     key!(log.format, "Log format on standard error: text or json."),
+    key!(
+        traces.exporter,
+        "Where spans go: otlp, console (JSON on standard error), none, or auto: otlp where an endpoint is set. OTEL_TRACES_EXPORTER wins."
+    ),
+    key!(
+        traces.endpoint,
+        "The OpenTelemetry collector, such as http://collector:4317. OTEL_EXPORTER_OTLP_ENDPOINT wins; the other OTEL_ variables count, too."
+    ),
+    key!(traces.protocol, "How spans travel: grpc or http/protobuf. OTEL_EXPORTER_OTLP_PROTOCOL wins."),
+    key!(
+        traces.statement_text,
+        "What spans say of a statement beside its kind and tables: redacted (literals are ?), full, or off."
+    ),
 ];
 
 impl Config {
@@ -673,25 +705,57 @@ impl Setting for Listen {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    Text,
-    Json,
-}
-
-impl Setting for LogFormat {
-    fn read(value: &Value) -> Result<Self, String> {
-        match value.as_str() {
-            Some("text") => Ok(Self::Text),
-            Some("json") => Ok(Self::Json),
-            _ => Err("must be \"text\" or \"json\"".into()),
+/// A setting that is one of a few words.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant),+
         }
-    }
 
-    fn to_toml(&self) -> String {
-        quoted(if *self == Self::Json { "json" } else { "text" })
-    }
+        impl Setting for $name {
+            fn read(value: &Value) -> Result<Self, String> {
+                match value.as_str() {
+                    $(Some($word) => Ok(Self::$variant),)+
+                    _ => Err(format!("must be one of {}", [$($word),+].join(", "))),
+                }
+            }
+
+            fn to_toml(&self) -> String {
+                quoted(match self { $(Self::$variant => $word),+ })
+            }
+        }
+    };
 }
+
+words!(LogFormat {
+    #[default]
+    Text = "text",
+    Json = "json",
+});
+
+words!(TraceExporter {
+    /// OTLP where an endpoint is set.
+    #[default]
+    Auto = "auto",
+    None = "none",
+    Otlp = "otlp",
+    Console = "console",
+});
+
+words!(TraceProtocol {
+    #[default]
+    Grpc = "grpc",
+    Http = "http/protobuf",
+});
+
+words!(StatementText {
+    #[default]
+    Redacted = "redacted",
+    Full = "full",
+    Off = "off",
+});
 
 /// A text that never shows itself.
 #[derive(Clone, PartialEq, Eq)]

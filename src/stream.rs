@@ -40,6 +40,25 @@ impl RecordBatchStream {
         Self::new(schema, batches.inspect(move |item| item.iter().for_each(&mut look)))
     }
 
+    /// Calls `end` once, when the stream has ended: well or in an error. A stream that is dropped before says nothing.
+    pub fn ending(self, end: impl FnOnce(Result<()>) + Send + 'static) -> Self {
+        let Self { schema, mut batches } = self;
+        let mut end = Some(end);
+        let watched = futures::stream::poll_fn(move |cx| {
+            let item = std::task::ready!(batches.as_mut().poll_next(cx));
+            let outcome = match &item {
+                Some(Ok(_)) => None,
+                Some(Err(error)) => Some(Err(error.clone())),
+                None => Some(Ok(())),
+            };
+            if let Some((end, outcome)) = outcome.and_then(|outcome| Some((end.take()?, outcome))) {
+                end(outcome);
+            }
+            Poll::Ready(item)
+        });
+        Self::new(schema, watched)
+    }
+
     /// Keeps `guard` alive as long as the stream is.
     pub fn holding(self, guard: impl Send + 'static) -> Self {
         let Self { schema, batches } = self;

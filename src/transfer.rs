@@ -19,6 +19,7 @@ use crate::{
     error::{Error, Result},
     location::Location,
     stream::{RecordBatchStream, batch_bytes},
+    telemetry::Metrics,
 };
 
 /// How often a running transfer says how far it is.
@@ -126,10 +127,15 @@ impl Transfer {
     }
 
     /// Runs the transfer. Dropping the stream rolls it back.
-    pub fn run(self, engine: Arc<Engine>) -> impl Stream<Item = Result<Progress>> + Send + 'static {
+    pub fn run(self, engine: Arc<Engine>, metrics: Metrics) -> impl Stream<Item = Result<Progress>> + Send + 'static {
         let counter = Arc::new(Counter { rows: AtomicU64::new(0), bytes: AtomicU64::new(0), start: Instant::now() });
         let watched = counter.clone();
-        let moving = Box::pin(async move { self.pull(&engine, &counter).await });
+        let moving = Box::pin(async move {
+            let mut underway = metrics.transfer();
+            let outcome = self.pull(&engine, &counter, &metrics).await;
+            underway.end(&outcome);
+            outcome
+        });
         let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
         ticks.reset();
         futures::stream::unfold(Some((moving, ticks)), move |state| {
@@ -145,14 +151,19 @@ impl Transfer {
         })
     }
 
-    async fn pull(self, engine: &Engine, counter: &Arc<Counter>) -> Result<Progress> {
+    async fn pull(self, engine: &Engine, counter: &Arc<Counter>, metrics: &Metrics) -> Result<Progress> {
         let source = Client::connect(&self.from, self.login.as_ref()).await?;
         let (input, relation) = match &self.what {
             What::Table(table) => (source.table(table.parts()).await?, table.sql()),
             What::Query(query) => (source.query(query).await?, format!("({query}\n)")),
         };
-        let counted = counter.clone();
-        let input = input.inspect(move |batch| counted.add(batch.num_rows() as u64, batch_bytes(batch)));
+        let (counted, metrics) = (counter.clone(), metrics.clone());
+        let input = input.inspect(move |batch| {
+            let (rows, bytes) = (batch.num_rows() as u64, batch_bytes(batch));
+            counted.add(rows, bytes);
+            metrics.transfer_rows.inc_by(rows);
+            metrics.transfer_bytes.inc_by(bytes);
+        });
         let staged = engine.ingest(&self.to, self.mode, input, self.verify).await?;
         let mut done = counter.now();
         done.rows = staged.rows;

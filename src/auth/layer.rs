@@ -14,7 +14,7 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::{ANONYMOUS, Authenticator, BASE64, Identity};
-use crate::error::Error;
+use crate::{error::Error, telemetry::Call};
 
 const HEALTH: &str = "/grpc.health.v1.Health/";
 const HANDSHAKE_TOKEN: &str = "auth-token-bin";
@@ -69,6 +69,9 @@ where
                 Ok(known) => known,
                 Err(error) => return Ok(error.into_status().into_http()),
             };
+            if let Some(call) = request.extensions().get::<Call>() {
+                call.set_user(&identity.user);
+            }
             request.extensions_mut().insert(identity);
             let mut response = inner.call(request).await?;
             if let Some(value) = issued.and_then(|token| bearer(&token)) {

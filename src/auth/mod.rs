@@ -4,7 +4,11 @@ mod layer;
 mod password;
 mod token;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use base64::{
     Engine as _,
@@ -54,6 +58,9 @@ struct Inner {
     /// Logins that wait for their turn, those two included.
     waiting: Semaphore,
     max_logins: usize,
+    /// When each user's login was last used.
+    used: Mutex<HashMap<String, Instant>>,
+    session: Duration,
     metrics: Metrics,
 }
 
@@ -88,6 +95,8 @@ impl Authenticator {
             hashing: Arc::new(Semaphore::new(2)),
             waiting: Semaphore::new(config.max_logins),
             max_logins: config.max_logins,
+            used: Mutex::default(),
+            session: config.token_ttl.0,
             metrics,
         })))
     }
@@ -96,8 +105,25 @@ impl Authenticator {
         self.0.enabled
     }
 
-    /// Checks a password; the identity and a fresh bearer token.
-    pub async fn login(&self, user: &str, password: Secret) -> Result<(Identity, String)> {
+    /// The users whose login was used within a token's life.
+    pub fn sessions(&self) -> usize {
+        let mut used = self.0.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.retain(|_, at| at.elapsed() < self.0.session);
+        used.len()
+    }
+
+    fn is_used(&self, identity: Identity) -> Identity {
+        let mut used = self.0.used.lock().unwrap_or_else(PoisonError::into_inner);
+        match used.get_mut(&identity.user) {
+            Some(at) => *at = Instant::now(),
+            None => drop(used.insert(identity.user.clone(), Instant::now())),
+        }
+        identity
+    }
+
+    /// Checks a password; the identity and a fresh bearer token. `method` says where the password was: `basic` or
+    /// `handshake`.
+    pub async fn login(&self, method: &str, user: &str, password: Secret) -> Result<(Identity, String)> {
         if !self.0.enabled {
             let identity = Identity { user: ANONYMOUS.into() };
             let token = self.0.tokens.bearer(&identity)?;
@@ -116,11 +142,12 @@ impl Authenticator {
             password::verify(&hash, &password)
         });
         let accepted = matches.await.map_err(Error::internal)? && known.is_some();
-        self.0.metrics.login(accepted);
+        self.0.metrics.login(method, accepted);
         if !accepted {
+            tracing::warn!(user, method, "login refused");
             return Err(Error::Unauthenticated("wrong user or password".into()));
         }
-        let identity = Identity { user: user.to_string() };
+        let identity = self.is_used(Identity { user: user.to_string() });
         let token = self.0.tokens.bearer(&identity)?;
         Ok((identity, token))
     }
@@ -133,7 +160,7 @@ impl Authenticator {
             if !self.0.enabled {
                 return Ok((Identity { user: ANONYMOUS.into() }, None));
             }
-            return Ok((self.0.tokens.identity(value.trim())?, None));
+            return Ok((self.is_used(self.0.tokens.identity(value.trim())?), None));
         }
         if !scheme.eq_ignore_ascii_case("basic") {
             return Err(malformed());
@@ -142,7 +169,7 @@ impl Authenticator {
         let decoded = BASE64.decode(value.trim()).map_err(|_| wrong())?;
         let decoded = String::from_utf8(decoded).map_err(|_| wrong())?;
         let (user, password) = decoded.split_once(':').ok_or_else(wrong)?;
-        let (identity, token) = self.login(user, Secret::new(password)).await?;
+        let (identity, token) = self.login("basic", user, Secret::new(password)).await?;
         Ok((identity, Some(token)))
     }
 

@@ -21,8 +21,13 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use tonic::Code;
+use tracing::Instrument;
 
-use crate::error::{Error, Result};
+use crate::{
+    config::Traces,
+    error::{Error, Result},
+    telemetry::Telemetry,
+};
 
 /// Moves data between DuckDB databases over Apache Arrow Flight.
 #[derive(Parser)]
@@ -63,9 +68,36 @@ enum Command {
     Completions { shell: clap_complete::Shell },
 }
 
+impl Command {
+    /// What the trace of it is called.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Query(_) => "mallard query",
+            Self::Put(_) => "mallard put",
+            Self::Exchange(_) => "mallard exchange",
+            Self::Transfer(_) => "mallard transfer",
+            Self::Actions(_) => "mallard actions",
+            Self::Health(_) => "mallard health",
+            Self::Demo(_) => "mallard demo",
+            _ => "mallard",
+        }
+    }
+}
+
 /// Parses, runs, and turns the outcome into an exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // Only OTEL_ variables ask a command for spans; a server's configuration does, too, and logs.
+    let telemetry = match arguments.command {
+        Command::Serve(_) | Command::Config(_) | Command::Completions { .. } => None,
+        _ => match Telemetry::start(None, &Traces::default()) {
+            Ok(telemetry) => Some(telemetry),
+            Err(mistake) => {
+                eprintln!("error: {mistake}");
+                return ExitCode::from(2);
+            }
+        },
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -74,12 +106,14 @@ pub fn main() -> ExitCode {
         }
     };
     let code = runtime.block_on(dispatch(arguments.command));
+    drop(telemetry);
     // A silent connection's task is not waited for.
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     code
 }
 
 async fn dispatch(command: Command) -> ExitCode {
+    let name = command.name();
     match command {
         // These have an end of their own.
         Command::Serve(arguments) => serve::run(arguments).await,
@@ -89,7 +123,7 @@ async fn dispatch(command: Command) -> ExitCode {
             ExitCode::SUCCESS
         }
         command => tokio::select! {
-            outcome = run(command) => finish(outcome),
+            outcome = run(command).instrument(tracing::info_span!("mallard", otel.name = name)) => finish(outcome),
             _ = tokio::signal::ctrl_c() => {
                 // The command is dropped, and its cancellation has this long to reach the server.
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;

@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::{
     config::{self, Loaded, Mistakes},
     server::Server,
-    telemetry::logs,
+    telemetry::Telemetry,
 };
 
 #[derive(Args)]
@@ -60,10 +60,13 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if let Err(mistake) = logs::init(&config.log) {
-        eprintln!("{mistake}");
-        return ExitCode::from(2);
-    }
+    let _telemetry = match Telemetry::start(Some(&config.log), &config.traces) {
+        Ok(telemetry) => telemetry,
+        Err(mistake) => {
+            eprintln!("{mistake}");
+            return ExitCode::from(2);
+        }
+    };
     let mut stop = match Stop::listen() {
         Ok(stop) => stop,
         Err(error) => {

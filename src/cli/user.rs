@@ -1,7 +1,12 @@
 //! `mallard user`
 
-use std::io::{IsTerminal, Read};
+use std::{
+    io::{IsTerminal, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use clap::{Args, Subcommand};
 
 use crate::{
@@ -20,10 +25,26 @@ enum Command {
     /// Make the argon2id hash of a password for auth.users.NAME.password_hash or the users file. Reads the password
     /// from the prompt, or from standard input where that is no terminal.
     Hash,
+    /// Print the password in a file, which is made with a random one where it does not exist yet: for installations
+    /// that make their own secrets at first start.
+    Password(PasswordArguments),
+}
+
+#[derive(Args)]
+struct PasswordArguments {
+    /// The file; made readable for all who see its directory. May be given more than once
+    #[arg(long, env = "MALLARD_PASSWORD_FILE", value_name = "FILE", required = true)]
+    file: Vec<PathBuf>,
+    /// A file whose content is taken in place of a random password, unless it is empty
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
+    /// Print nothing
+    #[arg(long)]
+    quiet: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
-    match arguments.command {
+    match &arguments.command {
         Command::Hash => {
             let password = read_password()?;
             if password.is_empty() {
@@ -32,7 +53,52 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
             println!("{}", hash_password(&password)?);
             Ok(())
         }
+        Command::Password(arguments) => {
+            let given = match &arguments.from {
+                Some(from) => Some(read(from)?).filter(|password| !password.is_empty()),
+                None => None,
+            };
+            for file in &arguments.file {
+                let password = kept(file, given.as_deref())?;
+                if !arguments.quiet {
+                    println!("{password}");
+                }
+            }
+            Ok(())
+        }
     }
+}
+
+fn read(path: &Path) -> Result<String> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_string()),
+        Err(error) => Err(super::files::io(path, &error)),
+    }
+}
+
+/// The password in `file`: the given one, else the one that is there, else a new one.
+fn kept(file: &Path, given: Option<&str>) -> Result<String> {
+    let there = if file.exists() { Some(read(file)?).filter(|password| !password.is_empty()) } else { None };
+    let password = match (given, &there) {
+        (Some(given), _) => given.to_string(),
+        (None, Some(there)) => there.clone(),
+        (None, None) => {
+            let mut bytes = [0_u8; 24];
+            getrandom::fill(&mut bytes).map_err(Error::internal)?;
+            BASE64.encode(bytes)
+        }
+    };
+    if there.as_ref() != Some(&password) {
+        // Renamed into place: whoever waits for the file never sees a part of it.
+        let mut name = file.as_os_str().to_os_string();
+        name.push(".new");
+        let beside = PathBuf::from(name);
+        let written = (std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o444).open(&beside))
+            .and_then(|mut open| writeln!(open, "{password}"))
+            .and_then(|()| std::fs::rename(&beside, file));
+        written.map_err(|error| super::files::io(file, &error))?;
+    }
+    Ok(password)
 }
 
 fn read_password() -> Result<String> {

@@ -4,6 +4,7 @@ use std::{fmt, time::Duration};
 
 use arrow_flight::{HandshakeRequest, flight_service_client::FlightServiceClient};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use futures::stream;
 use hyper_util::rt::TokioIo;
 use tonic::{
     Request,
@@ -48,11 +49,16 @@ impl Headers {
 
 impl Login {
     /// Exchanges the password for a bearer token.
-    pub(super) async fn exchange(&self, flight: &mut FlightServiceClient<Channel>, peer: &str) -> Result<Headers> {
+    pub(super) async fn exchange(
+        &self,
+        flight: &mut FlightServiceClient<Channel>,
+        peer: &str,
+        request: Request<stream::Empty<HandshakeRequest>>,
+    ) -> Result<Headers> {
         let basic = BASE64.encode(format!("{}:{}", self.user, self.password.reveal()));
         let mut basic: MetadataValue<Ascii> = format!("Basic {basic}").parse().map_err(Error::internal)?;
         basic.set_sensitive(true);
-        let request = Headers(Some(basic)).apply(Request::new(futures::stream::empty::<HandshakeRequest>()));
+        let request = Headers(Some(basic)).apply(request);
         let answer = flight.handshake(request).await.map_err(|status| Error::from_status(peer, &status))?;
         let token = answer.metadata().get("authorization").cloned();
         let mut token =

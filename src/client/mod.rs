@@ -2,12 +2,14 @@
 
 mod connect;
 
+use std::sync::Arc;
+
 use arrow_flight::{
-    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, Ticket,
+    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest, Ticket,
     flight_service_client::FlightServiceClient,
 };
 use bytes::Bytes;
-use futures::{FutureExt, Stream, StreamExt, TryStreamExt, future::Fuse};
+use futures::{FutureExt, Stream, StreamExt, TryFutureExt, TryStreamExt, future::Fuse};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -21,6 +23,7 @@ use crate::{
     error::{Error, Result},
     location::Location,
     stream::RecordBatchStream,
+    telemetry::{ClientSpan, Method},
     wire,
 };
 use connect::Headers;
@@ -34,6 +37,7 @@ pub struct Client {
     flight: FlightServiceClient<Channel>,
     channel: Channel,
     headers: Headers,
+    location: Location,
     peer: String,
 }
 
@@ -51,9 +55,16 @@ impl Client {
         let flight = FlightServiceClient::new(channel.clone())
             .max_decoding_message_size(usize::MAX)
             .max_encoding_message_size(usize::MAX);
-        let mut client = Self { flight, channel, headers: Headers::default(), peer: location.to_string() };
+        let mut client = Self {
+            flight,
+            channel,
+            headers: Headers::default(),
+            location: location.clone(),
+            peer: location.to_string(),
+        };
         if let Some(login) = login {
-            client.headers = login.exchange(&mut client.flight, &client.peer).await?;
+            let (span, request) = client.request("Handshake", futures::stream::empty::<HandshakeRequest>());
+            client.headers = span.of(login.exchange(&mut client.flight, &client.peer, request)).await?;
         }
         Ok(client)
     }
@@ -63,8 +74,12 @@ impl Client {
         &self.peer
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
-        self.headers.apply(Request::new(message))
+    /// A span for the RPC of that name, and its request.
+    fn request<T>(&self, method: &str, message: T) -> (ClientSpan, Request<T>) {
+        let span = ClientSpan::begin(Method::named(method), &self.location);
+        let mut request = self.headers.apply(Request::new(message));
+        span.carry(request.metadata_mut());
+        (span, request)
     }
 
     fn broken(&self) -> impl Fn(&Status) -> Error + Send + Sync + use<> {
@@ -79,8 +94,12 @@ impl Client {
 
     /// The stream behind a ticket.
     pub async fn get(&self, ticket: Ticket) -> Result<RecordBatchStream> {
-        let answer = self.flight.clone().do_get(self.request(ticket)).await.map_err(|status| self.broken()(&status))?;
-        wire::decode(answer.into_inner(), self.broken()).await
+        let (span, request) = self.request("DoGet", ticket);
+        followed(span, async {
+            let answer = self.flight.clone().do_get(request).await.map_err(|status| self.broken()(&status))?;
+            wire::decode(answer.into_inner(), self.broken()).await
+        })
+        .await
     }
 
     /// The rows of a table, named by its parts.
@@ -91,33 +110,39 @@ impl Client {
     }
 
     pub async fn info(&self, descriptor: FlightDescriptor) -> Result<FlightInfo> {
-        let answer = self.flight.clone().get_flight_info(self.request(descriptor)).await;
-        Ok(answer.map_err(|status| self.broken()(&status))?.into_inner())
+        let (span, request) = self.request("GetFlightInfo", descriptor);
+        let mut flight = self.flight.clone();
+        let answer = async { flight.get_flight_info(request).await.map_err(|status| self.broken()(&status)) };
+        Ok(span.of(answer).await?.into_inner())
     }
 
     pub async fn list(&self, glob: &str) -> Result<Vec<FlightInfo>> {
         let criteria = Criteria { expression: Bytes::from(glob.to_string()) };
-        let answer = self.flight.clone().list_flights(self.request(criteria)).await;
-        let flights = answer.map_err(|status| self.broken()(&status))?.into_inner();
-        flights.try_collect().await.map_err(|status| self.broken()(&status))
+        let (span, request) = self.request("ListFlights", criteria);
+        let mut flight = self.flight.clone();
+        let listed = async { flight.list_flights(request).await?.into_inner().try_collect().await };
+        span.of(listed.map_err(|status| self.broken()(&status))).await
     }
 
     /// Sends the stream into a table, named by its parts; all of it is stored or nothing.
     pub async fn put(&self, path: &[String], input: RecordBatchStream) -> Result<Stored> {
         let descriptor = FlightDescriptor::new_path(path.to_vec());
         let (messages, mut failed) = upload(input, descriptor);
-        let mut request = self.request(messages);
+        let (span, mut request) = self.request("DoPut", messages);
         let _guard = CancelOnDrop::of(&mut request);
         let mut flight = self.flight.clone();
         let call = async {
             let answer = flight.do_put(request).await?.into_inner();
             answer.try_collect::<Vec<_>>().await
         };
-        let results = tokio::select! {
-            biased;
-            Ok(error) = &mut failed => return Err(error),
-            results = call => results.map_err(|status| self.broken()(&status))?,
+        let call = async {
+            tokio::select! {
+                biased;
+                Ok(error) = &mut failed => Err(error),
+                results = call => results.map_err(|status| self.broken()(&status)),
+            }
         };
+        let results = span.of(call).await?;
         let last = results.last().ok_or_else(|| Error::Stream(format!("{}: DoPut answered nothing", self.peer)))?;
         serde_json::from_slice(&last.app_metadata)
             .map_err(|_| Error::Stream(format!("{}: DoPut did not answer rows and bytes", self.peer)))
@@ -126,18 +151,21 @@ impl Client {
     /// Sends the stream through an exchanger; its answer comes while the input is sent.
     pub async fn exchange(&self, name: &str, input: RecordBatchStream) -> Result<RecordBatchStream> {
         let (messages, mut failed) = upload(input, FlightDescriptor::new_cmd(name.to_string()));
-        let mut request = self.request(messages);
+        let (span, mut request) = self.request("DoExchange", messages);
         let guard = CancelOnDrop::of(&mut request);
         let mut flight = self.flight.clone();
         let opening = async {
             let answer = flight.do_exchange(request).await.map_err(|status| self.broken()(&status))?;
             wire::decode(answer.into_inner(), self.broken()).await
         };
-        let output = tokio::select! {
-            biased;
-            Ok(error) = &mut failed => return Err(error),
-            output = opening => output?,
+        let opening = async {
+            tokio::select! {
+                biased;
+                Ok(error) = &mut failed => Err(error),
+                output = opening => output,
+            }
         };
+        let output = followed(span, opening).await?;
         // The input's own error ends the output in place of the server's word for a cut stream.
         let schema = output.schema();
         let failure = futures::stream::once(failed).filter_map(async |error| error.ok().map(Err));
@@ -147,16 +175,25 @@ impl Client {
     /// Runs an action with a JSON body; each result as it comes.
     pub async fn action(&self, name: &str, body: &Value) -> Result<impl Stream<Item = Result<Bytes>> + use<>> {
         let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
-        let answer = self.flight.clone().do_action(self.request(Action::new(name, body))).await;
-        let results: Streaming<_> = answer.map_err(|status| self.broken()(&status))?.into_inner();
+        let (span, request) = self.request("DoAction", Action::new(name, body));
+        let answer = self.flight.clone().do_action(request).await.map_err(|status| self.broken()(&status));
+        let results: Streaming<_> = answer.inspect_err(|error| span.end::<()>(&Err(error.clone())))?.into_inner();
         let broken = self.broken();
-        Ok(results.map(move |item| item.map(|result| result.body).map_err(|status| broken(&status))))
+        let span = Arc::new(span);
+        let failed = span.clone();
+        let results = results.map(move |item| item.map(|result| result.body).map_err(|status| broken(&status)));
+        let results = results.inspect_err(move |error| failed.end::<()>(&Err(error.clone())));
+        Ok(results.chain(futures::stream::poll_fn(move |_| {
+            span.end(&Ok(()));
+            std::task::Poll::Ready(None)
+        })))
     }
 
     pub async fn list_actions(&self) -> Result<Vec<ActionType>> {
-        let answer = self.flight.clone().list_actions(self.request(Empty {})).await;
-        let actions = answer.map_err(|status| self.broken()(&status))?.into_inner();
-        actions.try_collect().await.map_err(|status| self.broken()(&status))
+        let (span, request) = self.request("ListActions", Empty {});
+        let mut flight = self.flight.clone();
+        let listed = async { flight.list_actions(request).await?.into_inner().try_collect().await };
+        span.of(listed.map_err(|status| self.broken()(&status))).await
     }
 
     /// Whether the server says SERVING over gRPC health. Needs no login.
@@ -165,6 +202,20 @@ impl Client {
         let request = HealthCheckRequest { service: String::new() };
         let answer = health.check(request).await.map_err(|status| self.broken()(&status))?;
         Ok(answer.into_inner().status() == ServingStatus::Serving)
+    }
+}
+
+/// Opens a stream whose end is the span's.
+async fn followed(
+    span: ClientSpan,
+    opening: impl Future<Output = Result<RecordBatchStream>>,
+) -> Result<RecordBatchStream> {
+    match opening.await {
+        Ok(stream) => Ok(stream.ending(move |outcome| span.end(&outcome))),
+        Err(error) => {
+            span.end::<()>(&Err(error.clone()));
+            Err(error)
+        }
     }
 }
 

@@ -31,6 +31,8 @@ impl Redact {
             Code::RuntimeInternal if lower.contains("database has been invalidated") => Error::Broken(message),
             Code::RuntimeInternal | Code::RuntimeNullPointer | Code::Api => Error::Internal(message),
             Code::DatabaseConstraint => Error::Constraint(message),
+            // A full disk fails a commit; the same write does not succeed when repeated.
+            Code::DatabaseTransaction if lower.contains("no space left on device") => Error::Io(message),
             Code::DatabaseTransaction => Error::Conflict(message),
             Code::DatabaseCatalog if lower.contains("does not exist") => Error::NotFound(message),
             Code::DatabaseCatalog if lower.contains("already exists") => Error::Exists(message),

@@ -97,7 +97,10 @@ impl Engine {
         if schema.fields().is_empty() {
             return Err(Error::invalid("the stream has no columns; a table needs at least one"));
         }
+        let seen = self.shared.see(&format!("INGEST {table}"));
+        seen.identify_ingest(&table.parts().join("."));
         let slot = self.pool.slot().await?;
+        seen.start();
         let (cancel, guard) = self.pool.begin();
         let config = &self.shared.config.ingest;
         let sharing = Sharing::Parallel { workers: config.workers, preserve_order: config.preserve_order };
@@ -112,7 +115,7 @@ impl Engine {
             let work = Work { shared: &shared, source, schema, table, mode, verify };
             let finished = work.run(&cancel, report, decided).map_err(|error| failed.or(error));
             // A receiver that is gone needs no answer.
-            let _ = outcome.send(shared.finish(&cancel, finished));
+            let _ = outcome.send(shared.finish(&cancel, &seen, finished));
         });
 
         let bytes = Arc::new(AtomicU64::new(0));

@@ -13,11 +13,13 @@ mod open;
 mod pool;
 mod query;
 mod sandbox;
+mod seen;
 mod source;
 mod statement;
+mod storage;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -28,6 +30,7 @@ pub use catalog::{TableName, literal, quote};
 pub use files::FileFormat;
 pub use ingest::{Fingerprint, Mode, Staged};
 pub use query::status_schema;
+pub use seen::RunningStatement;
 
 use crate::{
     config::Config,
@@ -35,7 +38,8 @@ use crate::{
     telemetry::Metrics,
 };
 use error::Redact;
-use pool::{Cancel, Pool, lock};
+use pool::{Cancel, Pool, Slot, lock};
+use seen::{Seen, Statements};
 use source::Sources;
 
 /// One open DuckDB database and the threads that run its statements.
@@ -52,6 +56,8 @@ struct Shared {
     config: Config,
     redact: Redact,
     metrics: Metrics,
+    statements: Statements,
+    last_wal_size: AtomicU64,
     /// Whether DuckDB has said that the database is unusable.
     broken: watch::Sender<bool>,
 }
@@ -61,14 +67,37 @@ impl Shared {
         self.redact.cause(error)
     }
 
-    /// Counts how a statement ended, with the reason where it was cancelled.
-    fn finish<T>(&self, cancel: &Cancel, outcome: Result<T>) -> Result<T> {
+    /// A statement has ended; the outcome with the reason where it was cancelled.
+    fn finish<T>(&self, cancel: &Cancel, seen: &Seen, outcome: Result<T>) -> Result<T> {
         let outcome = cancel.explain(outcome);
-        self.metrics.query_done(&outcome);
-        if matches!(outcome, Err(Error::Broken(_))) {
+        self.notice_checkpoint();
+        let outcome = outcome.map_err(|error| self.recognise(error));
+        seen.end(&outcome);
+        outcome
+    }
+
+    /// DuckDB may tell of a database that it has invalidated under any code (after a checkpoint that found no room, as
+    /// an IO error), and a client may put the same words into an error of its own. So a question of ours decides.
+    fn recognise(&self, error: Error) -> Error {
+        let broken = match &error {
+            Error::Broken(_) => true,
+            other if other.to_string().contains("invalidated") => self.ask().is_err(),
+            _ => false,
+        };
+        if broken {
             self.broken.send_replace(true);
         }
-        outcome
+        match error {
+            Error::Broken(_) => error,
+            other if broken => Error::Broken(other.to_string()),
+            other => other,
+        }
+    }
+
+    /// Whether tables can be read; a statement that reads none works in an invalidated database, too.
+    fn ask(&self) -> Result<()> {
+        let connection = self.connect()?;
+        self.execute(&connection, "SELECT count(*) FROM duckdb_tables()").map(drop)
     }
 
     fn connect(&self) -> Result<Connection> {
@@ -96,6 +125,23 @@ impl Engine {
         work: impl FnOnce(&Shared, &Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let slot = self.pool.slot().await?;
+        self.call_on(slot, work).await
+    }
+
+    /// The same for small questions of the server's own, which do not wait for clients' statements.
+    async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared, &Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let slot = self.pool.slot_aside().await?;
+        self.call_on(slot, work).await
+    }
+
+    async fn call_on<T: Send + 'static>(
+        &self,
+        slot: Slot,
+        work: impl FnOnce(&Shared, &Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let (cancel, _guard) = self.pool.begin();
         let (answer, answered) = oneshot::channel();
         let shared = self.shared.clone();
@@ -111,12 +157,9 @@ impl Engine {
         answered.await.map_err(|_| Error::internal("an engine thread ended without an answer"))?
     }
 
-    /// Whether the database answers. A server whose engine threads are all busy is well, and is not asked.
+    /// Whether the database answers.
     pub async fn probe(&self) -> Result<()> {
-        if self.pool.is_busy() {
-            return Ok(());
-        }
-        self.row("SELECT 1".into()).await.map(drop)
+        self.aside(|shared, _| shared.ask().map_err(|error| shared.recognise(error))).await
     }
 
     /// The version of DuckDB that is linked.

@@ -67,6 +67,8 @@ impl Engine {
             config: config.clone(),
             redact,
             metrics,
+            statements: Default::default(),
+            last_wal_size: Default::default(),
             broken: watch::Sender::new(false),
         });
         if !database.external_access {

@@ -31,6 +31,8 @@ type Job = Box<dyn FnOnce() + Send>;
 
 pub(super) struct Pool {
     slots: Arc<Semaphore>,
+    /// One more, for small questions of the server's own.
+    aside: Arc<Semaphore>,
     waiting: AtomicUsize,
     limits: Limits,
     idle: Arc<Mutex<Vec<mpsc::Sender<Job>>>>,
@@ -42,12 +44,15 @@ pub(super) struct Pool {
 /// The right to use one engine thread.
 pub(super) struct Slot {
     _permit: OwnedSemaphorePermit,
-    metrics: Metrics,
+    /// Of a client's statement, which is counted.
+    metrics: Option<Metrics>,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.metrics.queries_running.dec();
+        if let Some(metrics) = &self.metrics {
+            metrics.queries_running.dec();
+        }
     }
 }
 
@@ -56,6 +61,7 @@ impl Pool {
         metrics.pool_size.set(limits.queries as i64);
         Self {
             slots: Arc::new(Semaphore::new(limits.queries)),
+            aside: Arc::new(Semaphore::new(1)),
             waiting: AtomicUsize::new(0),
             limits: limits.clone(),
             idle: Arc::default(),
@@ -73,7 +79,13 @@ impl Pool {
             Err(tokio::sync::TryAcquireError::NoPermits) => self.queue().await?,
         };
         self.metrics.queries_running.inc();
-        Ok(Slot { _permit: permit, metrics: self.metrics.clone() })
+        Ok(Slot { _permit: permit, metrics: Some(self.metrics.clone()) })
+    }
+
+    /// The engine thread that clients' statements leave free.
+    pub(super) async fn slot_aside(&self) -> Result<Slot> {
+        let permit = self.aside.clone().acquire_owned().await.map_err(|_| Error::Draining)?;
+        Ok(Slot { _permit: permit, metrics: None })
     }
 
     async fn queue(&self) -> Result<OwnedSemaphorePermit> {
@@ -101,11 +113,6 @@ impl Pool {
                 Err(Error::Limit { what, key: "limits.queries" })
             }
         }
-    }
-
-    /// Whether a new statement would have to wait.
-    pub(super) fn is_busy(&self) -> bool {
-        self.slots.available_permits() == 0
     }
 
     /// Runs `job` on an engine thread; `slot` is given back when it ends.
@@ -160,6 +167,7 @@ impl Pool {
     /// No statement starts from now on.
     pub(super) fn close(&self) {
         self.slots.close();
+        self.aside.close();
     }
 
     pub(super) fn interrupt_all(&self) {

@@ -21,6 +21,7 @@ use super::{
     Engine, Shared,
     arrow::Importer,
     pool::{Cancel, CancelOnDrop, lock},
+    seen::{Seen, Waiting},
     source::Source,
     statement,
 };
@@ -56,7 +57,9 @@ impl Engine {
 
     pub(super) async fn query_with(&self, sql: &str, setup: Setup) -> Result<RecordBatchStream> {
         statement::check_text(&self.shared, sql)?;
+        let seen = self.shared.see(sql);
         let slot = self.pool.slot().await?;
+        seen.start();
         let (cancel, guard) = self.pool.begin();
         let (head, schema) = oneshot::channel();
         let (rows, batches) = mpsc::channel(CHANNEL_BATCHES);
@@ -66,9 +69,9 @@ impl Engine {
         let ended = ending.clone();
         self.pool.run(slot, move || {
             let failure = setup.input.as_ref().map(|(source, _)| source.failure.clone()).unwrap_or_default();
-            let mut answer = Answer { head: Some(head), rows, cancel: cancel.clone() };
+            let mut answer = Answer { head: Some(head), rows, cancel: cancel.clone(), seen };
             let outcome = run(&shared, &sql, &setup, &cancel, &mut answer).map_err(|error| failure.or(error));
-            if let Err(error) = shared.finish(&cancel, outcome) {
+            if let Err(error) = shared.finish(&cancel, &answer.seen, outcome) {
                 // Before the channel closes with `answer`; the reader looks here when it has.
                 *lock(&ended) = Some(error.clone());
                 if let Some(head) = answer.head.take() {
@@ -85,8 +88,9 @@ impl Engine {
 /// The two channels an engine thread answers through.
 struct Answer {
     head: Option<oneshot::Sender<Result<SchemaRef>>>,
-    rows: mpsc::Sender<RecordBatch>,
+    rows: mpsc::Sender<Waiting>,
     cancel: Cancel,
+    seen: Arc<Seen>,
 }
 
 impl Answer {
@@ -97,7 +101,9 @@ impl Answer {
         }
     }
 
-    fn batch(&self, batch: RecordBatch) -> Result<()> {
+    fn batch(&self, shared: &Shared, batch: RecordBatch) -> Result<()> {
+        self.seen.answered(batch.num_rows());
+        let batch = Waiting::new(batch, &shared.metrics);
         self.cancel.wait(self.rows.send(batch))?.map_err(|_| Error::Cancelled)
     }
 }
@@ -112,6 +118,7 @@ fn run(shared: &Shared, sql: &str, setup: &Setup, cancel: &Cancel, answer: &mut 
         }
     }
     let statement = statement::parse(shared, &connection, sql)?;
+    shared.identify(&answer.seen, &connection, statement::class(statement::kind(&statement)?));
     let mut result = statement
         .arrow_query(&connection, Parameters::None, Some(shared.config.database.batch_rows))
         .map_err(|error| shared.cause(&error))?;
@@ -142,7 +149,7 @@ fn stream(
         let changed = Arc::new(Int64Array::from(vec![i64::try_from(changed).unwrap_or(i64::MAX)]));
         let row = RecordBatch::try_new(schema.clone(), vec![status, changed]).map_err(Error::internal)?;
         answer.schema(schema)?;
-        return answer.batch(row);
+        return answer.batch(shared, row);
     }
     let mut importer = Importer::new(result.schema().map_err(cause)?)?;
     if importer.loses_types() {
@@ -153,14 +160,14 @@ fn stream(
     while let Some(array) =
         first.take().map_or_else(|| result.next_array().map_err(cause).transpose(), |array| Some(Ok(array)))
     {
-        answer.batch(importer.batch(array?)?)?;
+        answer.batch(shared, importer.batch(array?)?)?;
     }
     Ok(())
 }
 
 /// The receiving end; dropping it interrupts the statement.
 struct Batches {
-    batches: mpsc::Receiver<RecordBatch>,
+    batches: mpsc::Receiver<Waiting>,
     /// Why there are no more batches, where that is an error.
     ending: Arc<Mutex<Option<Error>>>,
     _guard: CancelOnDrop,
@@ -171,7 +178,7 @@ impl Stream for Batches {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.batches.poll_recv(cx).map(|batch| match batch {
-            Some(batch) => Some(Ok(batch)),
+            Some(waiting) => Some(Ok(waiting.leave())),
             None => lock(&self.ending).take().map(Err),
         })
     }

@@ -72,3 +72,80 @@ pub(super) fn answers_rows(connection: &Connection, statement: &Statement<'_>) -
     };
     Ok(rows)
 }
+
+/// What kind of statement it is, as the metrics' label says it.
+pub(super) fn class(kind: StatementType) -> &'static str {
+    match kind {
+        StatementType::Select => "select",
+        StatementType::Insert => "insert",
+        StatementType::Update => "update",
+        StatementType::Delete => "delete",
+        StatementType::MergeInto => "merge",
+        StatementType::Create | StatementType::CreateFunc => "create",
+        StatementType::Drop => "drop",
+        StatementType::Alter => "alter",
+        StatementType::Copy | StatementType::CopyDatabase => "copy",
+        StatementType::Explain => "explain",
+        _ => "other",
+    }
+}
+
+/// A statement for people who must not see its values.
+pub(super) struct Description {
+    /// What it does: SELECT, INSERT ..
+    pub(super) operation: String,
+    /// The operation and the tables it names, of few different values.
+    pub(super) summary: String,
+    /// The text, each literal a `?`, without comments.
+    pub(super) text: String,
+}
+
+/// A summary names so many tables at most.
+const MAX_TARGETS: usize = 4;
+
+pub(super) fn describe(connection: &Connection, sql: &str, class: &str) -> Description {
+    let operation = class.to_uppercase();
+    let (mut text, mut targets) = (String::new(), Vec::<String>::new());
+    // Between FROM, INTO, JOIN .. and the first word that is no part of a name.
+    let (mut naming, mut end) = (false, 0);
+    let Ok(tokens) = SqlTokenIterator::new(connection, sql) else {
+        return Description { summary: operation.clone(), operation, text: "?".into() };
+    };
+    for token in tokens.flatten() {
+        // A text that cannot be cut is not shown.
+        let Some(lexeme) = token.lexeme(sql) else { break };
+        let gap = token.start > end;
+        end = token.start + token.length;
+        if matches!(token.token_type, TokenType::Comment) {
+            continue;
+        }
+        if gap && !text.is_empty() {
+            text.push(' ');
+        }
+        match token.token_type {
+            TokenType::StringLiteral | TokenType::NumberLiteral => text.push('?'),
+            _ => text.push_str(lexeme),
+        }
+        match token.token_type {
+            TokenType::Keyword => {
+                let opens = ["from", "into", "join", "table", "update", "view"];
+                naming = opens.iter().any(|word| lexeme.eq_ignore_ascii_case(word));
+                if naming {
+                    targets.push(String::new());
+                }
+            }
+            TokenType::Identifier if naming => targets.last_mut().into_iter().for_each(|name| name.push_str(lexeme)),
+            TokenType::Operator if naming && lexeme == "." => {
+                targets.last_mut().into_iter().for_each(|name| name.push('.'));
+            }
+            _ => naming = false,
+        }
+    }
+    let mut summary = operation.clone();
+    targets.retain(|name| !name.is_empty());
+    for target in targets.iter().take(MAX_TARGETS) {
+        summary.push(' ');
+        summary.push_str(target);
+    }
+    Description { operation, summary, text }
+}

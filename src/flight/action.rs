@@ -74,7 +74,7 @@ impl Flight {
             }
             "transfer" => {
                 let request: transfer::Request = json(name, body)?;
-                let progress = Transfer::new(request)?.run(self.engine.clone());
+                let progress = Transfer::new(request)?.run(self.engine.clone(), self.metrics.clone());
                 Ok(progress.map(|step| step.and_then(|step| to_json(&step))).boxed())
             }
             "CancelFlightInfo" => {

@@ -1,15 +1,19 @@
 //! DoExchange: a stream through an exchanger, or the rows of SQL.
 
-use super::{command::Command, service::Flight};
+use super::{
+    command::Command,
+    service::{Flight, counted},
+};
 use crate::{
     error::{Error, Result},
     exchange::is_name,
     stream::RecordBatchStream,
+    telemetry::{Call, Direction},
     wire::Upload,
 };
 
 impl Flight {
-    pub(super) async fn exchange(&self, upload: Upload) -> Result<RecordBatchStream> {
+    pub(super) async fn exchange(&self, upload: Upload, call: &Call) -> Result<RecordBatchStream> {
         let text = match Command::from_descriptor(&upload.descriptor)? {
             Command::Text(text) => text,
             Command::Table(_) => {
@@ -17,7 +21,13 @@ impl Flight {
             }
         };
         match self.exchangers.get(text.trim()) {
-            Some(exchanger) => exchanger.start(self.count_in(upload.batches().await?)).await,
+            Some(exchanger) => {
+                let mut underway = self.metrics.exchange(exchanger.kind());
+                let input = counted(call, Direction::Received, upload.batches().await?);
+                let output =
+                    exchanger.start(input).await.inspect_err(|error| underway.end::<()>(&Err(error.clone())))?;
+                Ok(output.ending(move |outcome| underway.end(&outcome)))
+            }
             None if is_name(text.trim()) => Err(self.exchangers.unknown(text.trim())),
             // The input, if there is one, is not read; the answer's end closes it.
             None => self.engine.query(&text).await,

@@ -36,7 +36,7 @@ pub(super) async fn handshake(
     };
     let basic = BasicAuth::decode(request.payload)
         .map_err(|_| Error::Unauthenticated("the handshake's payload is not BasicAuth".into()))?;
-    let (_, token) = authenticator.login(&basic.username, Secret::new(basic.password)).await?;
+    let (_, token) = authenticator.login("handshake", &basic.username, Secret::new(basic.password)).await?;
     let answer = HandshakeResponse { protocol_version: 0, payload: Bytes::from(token.clone()) };
     let mut response = Response::new(futures::stream::iter([Ok(answer)]).boxed());
     let mut header: MetadataValue<_> = format!("Bearer {token}").parse().map_err(Error::internal)?;

@@ -3,14 +3,22 @@
 use arrow_flight::PutResult;
 use serde_json::json;
 
-use super::{command::Command, service::Flight};
-use crate::{engine::Mode, error::Result, wire::Upload};
+use super::{
+    command::Command,
+    service::{Flight, counted},
+};
+use crate::{
+    engine::Mode,
+    error::Result,
+    telemetry::{Call, Direction},
+    wire::Upload,
+};
 
 impl Flight {
     /// Answers when the rows are durable.
-    pub(super) async fn put(&self, upload: Upload) -> Result<PutResult> {
+    pub(super) async fn put(&self, upload: Upload, call: &Call) -> Result<PutResult> {
         let table = Command::from_descriptor(&upload.descriptor)?.into_table()?;
-        let input = self.count_in(upload.batches().await?);
+        let input = counted(call, Direction::Received, upload.batches().await?);
         let staged = self.engine.ingest(&table, Mode::CreateOrAppend, input, false).await?;
         let (rows, bytes) = (staged.rows, staged.bytes);
         staged.commit().await?;

@@ -20,7 +20,7 @@ use crate::{
     error::Error,
     exchange::Registry,
     stream::{RecordBatchStream, batch_bytes},
-    telemetry::{Direction, Metrics},
+    telemetry::{Call, Direction, Metrics},
     wire,
 };
 
@@ -35,7 +35,7 @@ pub struct Flight {
     pub(super) exchangers: Registry,
     pub(super) running: Running,
     config: Arc<Config>,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
 }
 
 impl Flight {
@@ -45,28 +45,30 @@ impl Flight {
         Self { engine, authenticator, exchangers, running: Running::default(), config, metrics }
     }
 
-    /// Counts what comes in.
-    pub(super) fn count_in(&self, input: RecordBatchStream) -> RecordBatchStream {
-        self.counted(Direction::In, input)
-    }
-
-    fn counted(&self, direction: Direction, stream: RecordBatchStream) -> RecordBatchStream {
-        let metrics = self.metrics.clone();
-        stream.inspect(move |batch| metrics.moved(direction, batch.num_rows() as u64, batch_bytes(batch)))
-    }
-
     /// The standard answer of DoGet and DoExchange: schema, then batches.
-    fn answer(&self, output: RecordBatchStream) -> Items<FlightData> {
-        let output = self.counted(Direction::Out, output);
+    fn answer(&self, output: RecordBatchStream, call: &Call) -> Items<FlightData> {
+        let output = counted(call, Direction::Sent, output);
         let messages = wire::encode(output, self.config.limits.send_message_size, None);
         messages.map(|message| message.map_err(Status::from)).boxed()
     }
+}
+
+/// Counts what moves, for the call and for the server.
+pub(super) fn counted(call: &Call, direction: Direction, stream: RecordBatchStream) -> RecordBatchStream {
+    let call = call.clone();
+    stream.inspect(move |batch| call.moved(direction, batch.num_rows() as u64, batch_bytes(batch)))
 }
 
 /// The layer in front has put it there; a call that reaches us without one is not let through.
 fn identity<T>(request: &Request<T>) -> Result<Identity, Status> {
     let missing = || Error::Unauthenticated("log in first: the call has no identity".into()).into_status();
     request.extensions().get::<Identity>().cloned().ok_or_else(missing)
+}
+
+/// The outermost layer has put it there.
+fn call<T>(request: &Request<T>) -> Result<Call, Status> {
+    let missing = || Error::internal("the call is followed by nobody").into_status();
+    request.extensions().get::<Call>().cloned().ok_or_else(missing)
 }
 
 /// What a broken request stream means here.
@@ -117,29 +119,29 @@ impl FlightService for Flight {
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Answer<Self::DoGetStream> {
-        let identity = identity(&request)?;
+        let (identity, call) = (identity(&request)?, call(&request)?);
         let output = self.get(&identity, &request.into_inner().ticket).await?;
-        Ok(Response::new(self.answer(output)))
+        Ok(Response::new(self.answer(output, &call)))
     }
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
         identity(&request)?;
-        let flight = self.clone();
+        let (flight, call) = (self.clone(), call(&request)?);
         // The answer's headers go out at once: some clients read them before they send.
         let answer = stream::once(async move {
             let upload = wire::open(request.into_inner(), broken).await?;
-            Ok(flight.put(upload).await?)
+            Ok(flight.put(upload, &call).await?)
         });
         Ok(Response::new(answer.boxed()))
     }
 
     async fn do_exchange(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoExchangeStream> {
         identity(&request)?;
-        let flight = self.clone();
+        let (flight, call) = (self.clone(), call(&request)?);
         let answer = async move {
             let upload = wire::open(request.into_inner(), broken).await?;
-            let output = flight.exchange(upload).await?;
-            Ok::<_, Status>(flight.answer(output))
+            let output = flight.exchange(upload, &call).await?;
+            Ok::<_, Status>(flight.answer(output, &call))
         };
         let answer = stream::once(answer).flat_map(|started| match started {
             Ok(messages) => messages,

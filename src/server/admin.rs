@@ -1,21 +1,37 @@
 //! The admin port: /livez, /readyz and /metrics over HTTP, on a thread of its own, so that it answers however busy
 //! the Flight port is.
 
-use std::{net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
+use askama::Template;
 use axum::{
     Router,
     extract::{RawQuery, State as With},
-    http::{StatusCode, header::CONTENT_TYPE},
-    response::{IntoResponse, Response},
+    http::{
+        HeaderMap, StatusCode,
+        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
+    },
+    response::{Html, IntoResponse, Response},
     routing::get,
 };
 use tokio::sync::oneshot;
 
-use super::gate::{Gate, State};
+use super::{
+    gate::{Gate, State},
+    status::{self, Check, StatusPage, Throughput},
+};
 use crate::{
+    auth::Authenticator,
+    config::Config,
+    engine::Engine,
     error::{Error, Result},
-    telemetry::Metrics,
+    location::Location,
+    telemetry::{Metrics, REVISION},
 };
 
 /// A database that does not answer this soon is not ready.
@@ -29,23 +45,55 @@ pub(super) struct Admin {
 }
 
 struct Shared {
+    location: Location,
+    public: Option<Location>,
+    auth: bool,
+    start: Instant,
+    throughput: Throughput,
     metrics: Metrics,
     gate: Gate,
+    authenticator: Authenticator,
 }
 
 impl Admin {
-    pub(super) fn start(address: SocketAddr, metrics: Metrics, gate: Gate) -> Result<Self> {
+    pub(super) fn start(
+        address: SocketAddr,
+        location: &Location,
+        config: &Config,
+        metrics: Metrics,
+        gate: Gate,
+        authenticator: Authenticator,
+    ) -> Result<Self> {
         let failed = |error: std::io::Error| Error::Io(format!("cannot listen on {address} (admin.listen): {error}"));
         let listener = std::net::TcpListener::bind(address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let (stop, stopped) = oneshot::channel::<()>();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::internal)?;
-        let shared = Arc::new(Shared { metrics, gate });
+        let shared = Arc::new(Shared {
+            location: location.clone(),
+            public: config.server.public_location.clone(),
+            auth: config.auth.enabled,
+            start: Instant::now(),
+            throughput: Throughput::default(),
+            metrics,
+            gate,
+            authenticator,
+        });
         let serve = move || {
             runtime.block_on(async move {
+                let sampled = shared.clone();
+                tokio::spawn(async move {
+                    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+                    loop {
+                        seconds.tick().await;
+                        sampled.throughput.sample(&sampled.metrics);
+                    }
+                });
                 let app = Router::new()
-                    .route("/livez", get(|| async { "ok\n" }))
+                    .route("/", get(status_page))
+                    .route("/livez", get(livez))
+                    .route("/startupz", get(startupz))
                     .route("/readyz", get(readyz))
                     .route("/metrics", get(metrics_text))
                     .with_state(shared);
@@ -81,30 +129,62 @@ impl Drop for Admin {
     }
 }
 
+/// 200 unless only a restart helps.
+async fn livez(With(shared): With<Arc<Shared>>) -> (StatusCode, &'static str) {
+    match shared.is_invalidated() {
+        true => (StatusCode::SERVICE_UNAVAILABLE, "the database is unusable until a restart\n"),
+        false => (StatusCode::OK, "ok\n"),
+    }
+}
+
+/// 200 once the database is open.
+async fn startupz(With(shared): With<Arc<Shared>>) -> (StatusCode, &'static str) {
+    match shared.gate.state() {
+        State::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+        _ => (StatusCode::OK, "started\n"),
+    }
+}
+
+impl Shared {
+    fn is_invalidated(&self) -> bool {
+        self.metrics.invalidated.get() != 0
+    }
+
+    /// What readiness depends on.
+    async fn checks(&self) -> Vec<Check> {
+        let state = match self.gate.state() {
+            State::Serving => None,
+            State::Starting => Some("starting"),
+            State::Leaving | State::Draining => Some("draining"),
+        };
+        let database = match self.gate.engine() {
+            None => Some("not open"),
+            Some(_) if self.is_invalidated() => Some("unusable until a restart"),
+            Some(_) if state.is_some() => Some("not asked"),
+            Some(engine) => match tokio::time::timeout(PROBE_TIMEOUT, engine.probe()).await {
+                Ok(Ok(())) => None,
+                Err(_elapsed) => Some("did not answer in time"),
+                Ok(Err(_)) => Some("failed"),
+            },
+        };
+        vec![Check { name: "state", problem: state }, Check { name: "database", problem: database }]
+    }
+}
+
+fn are_well(checks: &[Check]) -> bool {
+    checks.iter().all(|check| check.problem.is_none())
+}
+
 /// 200 while the server takes calls and the database answers, else 503; `?verbose` lists the checks.
 async fn readyz(With(shared): With<Arc<Shared>>, RawQuery(query): RawQuery) -> Response {
-    let state = match shared.gate.state() {
-        State::Serving => Ok(()),
-        State::Starting => Err("starting"),
-        State::Leaving | State::Draining => Err("draining"),
-    };
-    let database = match shared.gate.engine() {
-        None => Err("not open"),
-        Some(_) if state.is_err() => Err("not asked"),
-        Some(engine) => match tokio::time::timeout(PROBE_TIMEOUT, engine.probe()).await {
-            Ok(Ok(())) => Ok(()),
-            Err(_elapsed) => Err("did not answer in time"),
-            Ok(Err(_)) => Err("failed"),
-        },
-    };
-    let checks = [("state", state), ("database", database)];
-    let ready = checks.iter().all(|(_, outcome)| outcome.is_ok());
+    let checks = shared.checks().await;
+    let ready = are_well(&checks);
     let mut body = String::new();
     if query.is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose"))) {
-        for (name, outcome) in checks {
-            match outcome {
-                Ok(()) => body.push_str(&format!("[+]{name} ok\n")),
-                Err(why) => body.push_str(&format!("[-]{name} {why}\n")),
+        for Check { name, problem } in &checks {
+            match problem {
+                None => body.push_str(&format!("[+]{name} ok\n")),
+                Some(why) => body.push_str(&format!("[-]{name} {why}\n")),
             }
         }
     }
@@ -113,9 +193,48 @@ async fn readyz(With(shared): With<Arc<Shared>>, RawQuery(query): RawQuery) -> R
     (code, body).into_response()
 }
 
+/// A database that does not answer leaves the last values of its own gauges.
 async fn metrics_text(With(shared): With<Arc<Shared>>) -> Response {
+    if let Some(engine) = shared.gate.engine() {
+        shared.metrics.stored(&engine.storage(PROBE_TIMEOUT).await);
+    }
+    shared.metrics.sessions.set(i64::try_from(shared.authenticator.sessions()).unwrap_or(i64::MAX));
     match shared.metrics.text() {
         Ok(text) => ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn status_page(With(shared): With<Arc<Shared>>, headers: HeaderMap) -> Response {
+    let checks = shared.checks().await;
+    let statements = match shared.gate.engine() {
+        Some(engine) => tokio::time::timeout(PROBE_TIMEOUT, engine.statements()).await.ok().and_then(Result::ok),
+        None => None,
+    };
+    let asked = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let page = StatusPage {
+        ready: are_well(&checks),
+        checks,
+        version: env!("CARGO_PKG_VERSION"),
+        revision: REVISION,
+        duckdb: Engine::duckdb_version(),
+        uptime: status::uptime(shared.start.elapsed()),
+        flows: shared.throughput.flows(&shared.metrics),
+        streams: shared.metrics.streams_open.get(),
+        connections: shared.metrics.connections.get(),
+        sessions: shared.authenticator.sessions(),
+        statements: statements.unwrap_or_default().into_iter().map(Into::into).collect(),
+        location: status::reachable(shared.public.as_ref(), &shared.location, asked),
+        auth: shared.auth,
+    };
+    let safe = [
+        (CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+        (CACHE_CONTROL, "no-store"),
+    ];
+    match page.render() {
+        Ok(html) => (safe, Html(html)).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }

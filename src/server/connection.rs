@@ -18,31 +18,42 @@ use tokio::{
 };
 use tonic::transport::server::Connected;
 
+use crate::telemetry::Metrics;
+
 /// How long a connection that is closing still listens for its peer's end.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// Reads and writes on all connections of one server. Cheap to clone.
-#[derive(Clone, Default)]
-pub(super) struct Activity(Arc<AtomicU64>);
+#[derive(Clone)]
+pub(super) struct Activity {
+    count: Arc<AtomicU64>,
+    metrics: Metrics,
+}
 
 impl Activity {
+    pub(super) fn new(metrics: Metrics) -> Self {
+        Self { count: Arc::default(), metrics }
+    }
+
     /// Completes once nothing has been read or written for `quiet`.
     pub(super) async fn settled(&self, quiet: Duration) {
         loop {
-            let before = self.0.load(Ordering::Relaxed);
+            let before = self.count.load(Ordering::Relaxed);
             tokio::time::sleep(quiet).await;
-            if self.0.load(Ordering::Relaxed) == before {
+            if self.count.load(Ordering::Relaxed) == before {
                 return;
             }
         }
     }
 
     pub(super) fn watch<IO>(&self, io: IO) -> Watched<IO> {
+        self.metrics.connections_total.inc();
+        self.metrics.connections.inc();
         Watched { io, activity: self.clone(), linger: None }
     }
 
     fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -51,6 +62,12 @@ pub(super) struct Watched<IO> {
     io: IO,
     activity: Activity,
     linger: Option<Pin<Box<Sleep>>>,
+}
+
+impl<IO> Drop for Watched<IO> {
+    fn drop(&mut self) {
+        self.activity.metrics.connections.dec();
+    }
 }
 
 impl<IO: Connected> Connected for Watched<IO> {

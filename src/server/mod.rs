@@ -4,6 +4,7 @@ mod admin;
 mod connection;
 mod gate;
 mod rpc;
+mod status;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -25,12 +26,12 @@ use crate::{
     error::{Error, Result},
     flight::Flight,
     location::Location,
-    telemetry::Metrics,
+    telemetry::{Calls, Metrics},
 };
 use admin::Admin;
 use connection::Activity;
 use gate::{Gate, State};
-use rpc::{Calls, RpcLayer};
+use rpc::RpcLayer;
 
 /// How long an interrupted statement may take to notice.
 const INTERRUPT_PATIENCE: Duration = Duration::from_secs(5);
@@ -70,7 +71,9 @@ impl Server {
         let (listener, location) = listen(&config.server.location).await?;
         let gate = Gate::default();
         let admin = match config.admin.listen.0 {
-            Some(address) => Some(Admin::start(address, metrics.clone(), gate.clone())?),
+            Some(address) => {
+                Some(Admin::start(address, &location, &config, metrics.clone(), gate.clone(), authenticator.clone())?)
+            }
             None => None,
         };
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -94,7 +97,7 @@ impl Server {
             // A server that is dropped stops, too.
             let _ = stopped.await;
         };
-        let activity = Activity::default();
+        let activity = Activity::new(metrics.clone());
         let watching = activity.clone();
         let serving = tokio::spawn(async move {
             let served = match listener {
@@ -126,13 +129,13 @@ impl Server {
         gate.open(service, engine.clone());
         report(&health, ServingStatus::Serving).await;
         let broken = engine.broken();
-        let (health_then, gate_then, metrics_then) = (health.clone(), gate.clone(), metrics.clone());
+        let (health_then, metrics_then) = (health.clone(), metrics.clone());
         tokio::spawn(async move {
             if broken.await {
                 tracing::error!("the database is unusable; not ready any more until a restart");
                 report(&health_then, ServingStatus::NotServing).await;
-                gate_then.set(State::Leaving);
                 metrics_then.ready.set(0);
+                metrics_then.invalidated.set(1);
             }
         });
         metrics.ready.set(1);
@@ -170,6 +173,7 @@ impl Server {
         } = self;
         report(&health, ServingStatus::NotServing).await;
         metrics.ready.set(0);
+        metrics.draining.set(1);
         gate.set(State::Leaving);
         tracing::info!("stopping: not ready any more");
         let graceful = async {

@@ -1,56 +1,21 @@
-//! The outermost layer: counts every RPC from its request to the end of its answer, and logs it.
+//! The outermost layer: follows every RPC from its request to the end of its answer.
 
 use std::{
     convert::Infallible,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    net::SocketAddr,
     task::{Context, Poll},
-    time::Instant,
 };
 
 use futures::future::BoxFuture;
 use http::{Request, Response};
-use tokio::sync::Notify;
-use tonic::body::Body;
+use tonic::{Code, body::Body, transport::server::TcpConnectInfo};
 use tower::{Layer, Service};
+use tracing::Instrument;
 
-use crate::{telemetry::Metrics, wire::watch};
-
-/// The RPCs whose answer is not finished. Cheap to clone.
-#[derive(Clone, Default)]
-pub(super) struct Calls(Arc<(AtomicUsize, Notify)>);
-
-impl Calls {
-    pub(super) fn count(&self) -> usize {
-        self.0.0.load(Ordering::Acquire)
-    }
-
-    fn begin(&self) {
-        self.0.0.fetch_add(1, Ordering::AcqRel);
-    }
-
-    fn end(&self) {
-        if self.0.0.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.1.notify_waiters();
-        }
-    }
-
-    /// Completes when no RPC is open.
-    pub(super) async fn none(&self) {
-        loop {
-            let ended = self.0.1.notified();
-            tokio::pin!(ended);
-            // Registered before the count is read, so that no end is missed.
-            ended.as_mut().enable();
-            if self.count() == 0 {
-                return;
-            }
-            ended.await;
-        }
-    }
-}
+use crate::{
+    telemetry::{Call, Calls, Metrics},
+    wire,
+};
 
 #[derive(Clone)]
 pub(super) struct RpcLayer {
@@ -92,76 +57,39 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let mut call = Call::begin(&self.layer, request.uri().path());
-        let answering = self.inner.call(request);
+        let RpcLayer { metrics, calls } = &self.layer;
+        let call = Call::begin(metrics, calls, request.uri().path(), request.headers(), peer(&request));
+        let mut unanswered = Unanswered(Some(call.clone()));
+        let mut request = request.map(|body| wire::count(body, call.clone()));
+        request.extensions_mut().insert(call.clone());
+        let answering = self.inner.call(request).instrument(call.span().clone());
         Box::pin(async move {
-            let response = answering.await?;
-            let (parts, body) = response.into_parts();
-            let body = watch(&parts.headers, body, move |code| call.end(code));
+            let (parts, body) = answering.await?.into_parts();
+            // From here on the body ends the call.
+            let body = wire::watch(&parts.headers, body, call);
+            unanswered.disarm();
             Ok(Response::from_parts(parts, body))
         })
     }
 }
 
-/// One RPC. Ends once: with the code of its answer, or as cancelled when it is dropped before.
-struct Call {
-    method: &'static str,
-    start: Instant,
-    layer: RpcLayer,
-    waited_for: bool,
-    ended: bool,
-}
+/// Ends its call as cancelled when dropped: the client has left before there was an answer.
+struct Unanswered(Option<Call>);
 
-impl Call {
-    fn begin(layer: &RpcLayer, path: &str) -> Self {
-        let method = known_method(path);
-        // A health Watch never ends, and no stop waits for it.
-        let waited_for = method != "Watch";
-        if waited_for {
-            layer.calls.begin();
-        }
-        layer.metrics.streams_open.inc();
-        layer.metrics.rpc_started.with_label_values(&[method]).inc();
-        Self { method, start: Instant::now(), layer: layer.clone(), waited_for, ended: false }
-    }
-
-    fn end(&mut self, code: tonic::Code) {
-        if std::mem::replace(&mut self.ended, true) {
-            return;
-        }
-        let (metrics, seconds) = (&self.layer.metrics, self.start.elapsed().as_secs_f64());
-        metrics.streams_open.dec();
-        metrics.rpc_handled.with_label_values(&[self.method, &format!("{code:?}")]).inc();
-        metrics.rpc_seconds.with_label_values(&[self.method]).observe(seconds);
-        tracing::debug!(method = self.method, ?code, seconds, "rpc");
-        if self.waited_for {
-            self.layer.calls.end();
-        }
+impl Unanswered {
+    fn disarm(&mut self) {
+        self.0 = None;
     }
 }
 
-impl Drop for Call {
+impl Drop for Unanswered {
     fn drop(&mut self) {
-        self.end(tonic::Code::Cancelled);
+        if let Some(call) = &self.0 {
+            call.end(Code::Cancelled);
+        }
     }
 }
 
-/// The method's name as a label; what clients make up is not one.
-fn known_method(path: &str) -> &'static str {
-    const METHODS: [&str; 12] = [
-        "Handshake",
-        "ListFlights",
-        "GetFlightInfo",
-        "PollFlightInfo",
-        "GetSchema",
-        "DoGet",
-        "DoPut",
-        "DoExchange",
-        "DoAction",
-        "ListActions",
-        "Check",
-        "Watch",
-    ];
-    let name = path.rsplit('/').next().unwrap_or_default();
-    METHODS.into_iter().find(|method| *method == name).unwrap_or("unknown")
+fn peer(request: &Request<Body>) -> Option<SocketAddr> {
+    request.extensions().get::<TcpConnectInfo>()?.remote_addr()
 }

@@ -1,108 +1,240 @@
-//! The Prometheus metrics of one server.
+//! The Prometheus metrics of one server: a registry that is handed down, its label sets few and there from the start.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder, core::Collector,
+};
+use tonic::Code;
 
+use super::Method;
 use crate::error::{Error, Result};
+
+/// Seconds; OpenTelemetry's advice for durations, and longer ones for analytics.
+const SECONDS: [f64; 18] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// What a statement is, as a label.
+const STATEMENTS: [&str; 12] =
+    ["select", "insert", "update", "delete", "merge", "create", "drop", "alter", "copy", "ingest", "explain", "other"];
+
+const CODES: [(Code, &str); 17] = [
+    (Code::Ok, "OK"),
+    (Code::Cancelled, "Canceled"),
+    (Code::Unknown, "Unknown"),
+    (Code::InvalidArgument, "InvalidArgument"),
+    (Code::DeadlineExceeded, "DeadlineExceeded"),
+    (Code::NotFound, "NotFound"),
+    (Code::AlreadyExists, "AlreadyExists"),
+    (Code::PermissionDenied, "PermissionDenied"),
+    (Code::ResourceExhausted, "ResourceExhausted"),
+    (Code::FailedPrecondition, "FailedPrecondition"),
+    (Code::Aborted, "Aborted"),
+    (Code::OutOfRange, "OutOfRange"),
+    (Code::Unimplemented, "Unimplemented"),
+    (Code::Internal, "Internal"),
+    (Code::Unavailable, "Unavailable"),
+    (Code::DataLoss, "DataLoss"),
+    (Code::Unauthenticated, "Unauthenticated"),
+];
 
 /// Cheap to clone; every part of one server counts into the same registry.
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);
 
 impl std::ops::Deref for Metrics {
-    type Target = Inner;
+    type Target = Arc<Inner>;
 
-    fn deref(&self) -> &Inner {
+    fn deref(&self) -> &Arc<Inner> {
         &self.0
     }
 }
 
 pub struct Inner {
     registry: Registry,
-    /// RPCs by method: begun.
-    pub rpc_started: IntCounterVec,
-    /// RPCs by method and gRPC code: ended, with the whole stream.
-    pub rpc_handled: IntCounterVec,
-    /// RPCs by method: seconds from the request to the end of the answer.
-    pub rpc_seconds: HistogramVec,
+    rpc_started: IntCounterVec,
+    rpc_handled: IntCounterVec,
+    rpc_seconds: HistogramVec,
+    rpc_received: IntCounterVec,
+    rpc_sent: IntCounterVec,
+    pub connections: IntGauge,
+    pub connections_total: IntCounter,
     pub streams_open: IntGauge,
     pub queries_running: IntGauge,
     pub queries_queued: IntGauge,
     pub pool_size: IntGauge,
     queries: IntCounterVec,
+    query_seconds: HistogramVec,
+    pub queue_seconds: Histogram,
+    pub first_batch_seconds: Histogram,
+    cancellations: IntCounterVec,
     rows: IntCounterVec,
     bytes: IntCounterVec,
+    pub stream_buffer: IntGauge,
     logins: IntCounterVec,
+    denials: IntCounterVec,
+    pub sessions: IntGauge,
+    exchanges: IntCounterVec,
+    pub exchanges_running: IntGauge,
     pub exchangers: IntGauge,
+    transfers: IntCounterVec,
+    pub transfers_running: IntGauge,
+    pub transfer_rows: IntCounter,
+    pub transfer_bytes: IntCounter,
+    pub checkpoints: IntCounter,
+    memory: IntGaugeVec,
+    temp_storage: IntGaugeVec,
+    memory_limit: IntGauge,
+    database_size: IntGauge,
+    wal_size: IntGauge,
+    volume_free: IntGaugeVec,
+    volume_size: IntGaugeVec,
     pub ready: IntGauge,
+    pub draining: IntGauge,
+    pub invalidated: IntGauge,
+}
+
+/// What is read from the engine when metrics are scraped.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Storage {
+    /// By tag: bytes in memory, and in temporary files; empty where DuckDB did not answer.
+    pub memory: Vec<(String, u64, u64)>,
+    pub memory_limit: Option<u64>,
+    pub database_size: u64,
+    pub wal_size: u64,
+    /// By what it is for: bytes free to this process, and in all.
+    pub volumes: Vec<(&'static str, u64, u64)>,
 }
 
 impl Metrics {
-    /// With the process's own metrics and the build's version.
+    /// With the process's own metrics and the build's versions.
     pub fn new(duckdb_version: &str) -> Self {
         let metrics = Self::unregistered();
-        let registry = &metrics.registry;
-        let build = IntGaugeVec::new(
-            Opts::new("mallard_build_info", "Always 1; the versions are in the labels."),
-            &["version", "duckdb_version"],
+        let build = gauges(
+            &metrics.registry,
+            "mallard_build_info",
+            "Always 1; the versions are in the labels.",
+            &["version", "revision", "duckdb_version", "arrow_version"],
         );
-        let build = build.expect("the metric's name and labels are valid");
-        build.with_label_values(&[env!("CARGO_PKG_VERSION"), duckdb_version]).set(1);
-        registry.register(Box::new(build)).expect("registered once");
+        let versions = [env!("CARGO_PKG_VERSION"), super::REVISION, duckdb_version, super::ARROW_VERSION];
+        build.with_label_values(&versions).set(1);
         #[cfg(target_os = "linux")]
-        registry
-            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
-            .expect("registered once");
+        register(&metrics.registry, prometheus::process_collector::ProcessCollector::for_self());
         metrics
     }
 
     /// Counts that nobody scrapes: for sandboxes and the command line.
     pub fn unregistered() -> Self {
         let registry = Registry::new();
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            let counter = IntCounterVec::new(Opts::new(name, help), labels).expect("the metric's name is valid");
-            registry.register(Box::new(counter.clone())).expect("registered once");
-            counter
-        };
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help).expect("the metric's name is valid");
-            registry.register(Box::new(gauge.clone())).expect("registered once");
-            gauge
-        };
-        let seconds =
-            HistogramOpts::new("grpc_server_handling_seconds", "Seconds from request to the end of the answer.")
-                .buckets(vec![
-                    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
-                ]);
-        let rpc_seconds = HistogramVec::new(seconds, &["grpc_method"]).expect("the metric's name is valid");
-        registry.register(Box::new(rpc_seconds.clone())).expect("registered once");
+        let r = &registry;
+        let rpc = ["grpc_type", "grpc_service", "grpc_method"];
+        let rpc_with_code = ["grpc_type", "grpc_service", "grpc_method", "grpc_code"];
         let inner = Inner {
-            rpc_started: counters("grpc_server_started_total", "RPCs begun.", &["grpc_method"]),
-            rpc_handled: counters("grpc_server_handled_total", "RPCs ended.", &["grpc_method", "grpc_code"]),
-            rpc_seconds,
-            streams_open: gauge("mallard_streams_open", "RPCs whose answer is not finished."),
-            queries_running: gauge("mallard_queries_running", "Statements on an engine thread."),
-            queries_queued: gauge("mallard_queries_queued", "Statements waiting for an engine thread."),
-            pool_size: gauge("mallard_pool_size", "Engine threads at most."),
-            queries: counters("mallard_queries_total", "Statements ended.", &["outcome"]),
-            rows: counters("mallard_rows_total", "Rows moved over Flight.", &["direction"]),
-            bytes: counters("mallard_bytes_total", "Arrow bytes moved over Flight, without framing.", &["direction"]),
-            logins: counters("mallard_logins_total", "Attempts to log in.", &["outcome"]),
-            exchangers: gauge("mallard_exchangers_registered", "Exchangers registered by clients."),
-            ready: gauge("mallard_ready", "1 while the server takes calls."),
+            rpc_started: counters(r, "grpc_server_started_total", "RPCs begun.", &rpc),
+            rpc_handled: counters(r, "grpc_server_handled_total", "RPCs ended, with their stream.", &rpc_with_code),
+            rpc_seconds: histograms(
+                r,
+                "grpc_server_handling_seconds",
+                "Seconds from an RPC's request to the end of its answer, which its reader paces.",
+                &rpc,
+            ),
+            rpc_received: counters(r, "grpc_server_msg_received_total", "gRPC messages received.", &rpc),
+            rpc_sent: counters(r, "grpc_server_msg_sent_total", "gRPC messages sent.", &rpc),
+            connections: gauge(r, "mallard_connections", "Open connections on the Flight port."),
+            connections_total: counter(r, "mallard_connections_total", "Connections accepted on the Flight port."),
+            streams_open: gauge(r, "mallard_streams_open", "RPCs whose answer is not finished."),
+            queries_running: gauge(r, "mallard_queries_running", "Statements on an engine thread."),
+            queries_queued: gauge(r, "mallard_queries_queued", "Statements waiting for an engine thread."),
+            pool_size: gauge(r, "mallard_pool_size", "Engine threads at most (limits.queries)."),
+            queries: counters(r, "mallard_queries_total", "Statements ended.", &["statement", "outcome"]),
+            query_seconds: histograms(
+                r,
+                "mallard_query_duration_seconds",
+                "Seconds a statement held an engine thread, its stream included.",
+                &["statement"],
+            ),
+            queue_seconds: histogram(
+                r,
+                "mallard_query_queue_duration_seconds",
+                "Seconds a statement waited for an engine thread.",
+            ),
+            first_batch_seconds: histogram(
+                r,
+                "mallard_query_time_to_first_batch_seconds",
+                "Seconds from a statement's request to its first record batch, the wait included.",
+            ),
+            cancellations: counters(
+                r,
+                "mallard_query_cancellations_total",
+                "Statements ended before their time: the client left or asked for it, the deadline came, the server drained.",
+                &["reason"],
+            ),
+            rows: counters(r, "mallard_rows_total", "Rows moved over Flight.", &["direction"]),
+            bytes: counters(
+                r,
+                "mallard_bytes_total",
+                "Bytes of Arrow data moved over Flight, without framing.",
+                &["direction"],
+            ),
+            stream_buffer: gauge(
+                r,
+                "mallard_stream_buffer_bytes",
+                "Bytes of Arrow data that wait between DuckDB and the network.",
+            ),
+            logins: counters(r, "mallard_logins_total", "Attempts to log in.", &["method", "outcome"]),
+            denials: counters(
+                r,
+                "mallard_denials_total",
+                "RPCs refused: no valid identity, not allowed, or a configured limit reached.",
+                &["reason"],
+            ),
+            sessions: gauge(r, "mallard_sessions", "Users whose login was used within auth.token_ttl."),
+            exchanges: counters(r, "mallard_exchanges_total", "Exchanges ended.", &["kind", "outcome"]),
+            exchanges_running: gauge(r, "mallard_exchanges_running", "Exchanges under way."),
+            exchangers: gauge(r, "mallard_exchangers_registered", "Exchangers registered by clients."),
+            transfers: counters(
+                r,
+                "mallard_transfers_total",
+                "Transfers that this server pulled, ended.",
+                &["outcome"],
+            ),
+            transfers_running: gauge(r, "mallard_transfers_running", "Transfers that this server pulls."),
+            transfer_rows: counter(r, "mallard_transfer_rows_total", "Rows pulled by transfers."),
+            transfer_bytes: counter(r, "mallard_transfer_bytes_total", "Bytes of Arrow data pulled by transfers."),
+            checkpoints: counter(
+                r,
+                "mallard_checkpoints_total",
+                "Checkpoints noticed, by the write-ahead log having become shorter.",
+            ),
+            memory: gauges(r, "mallard_duckdb_memory_bytes", "DuckDB's memory, by what it is for.", &["tag"]),
+            temp_storage: gauges(
+                r,
+                "mallard_duckdb_temp_storage_bytes",
+                "What DuckDB has spilled to temporary files, by what it is for.",
+                &["tag"],
+            ),
+            memory_limit: gauge(r, "mallard_duckdb_memory_limit_bytes", "DuckDB's memory limit."),
+            database_size: gauge(r, "mallard_database_size_bytes", "Size of the database file; 0 in memory."),
+            wal_size: gauge(r, "mallard_wal_size_bytes", "Size of the write-ahead log; 0 in memory."),
+            volume_free: gauges(
+                r,
+                "mallard_volume_free_bytes",
+                "Free space where the database or its temporary files lie.",
+                &["volume"],
+            ),
+            volume_size: gauges(
+                r,
+                "mallard_volume_size_bytes",
+                "Size of the volume where the database or its temporary files lie.",
+                &["volume"],
+            ),
+            ready: gauge(r, "mallard_ready", "1 while the server is ready for calls."),
+            draining: gauge(r, "mallard_draining", "1 once the server has begun to stop."),
+            invalidated: gauge(r, "mallard_database_invalidated", "1 once DuckDB has declared the database unusable."),
             registry: registry.clone(),
         };
-        for outcome in ["ok", "error", "cancelled"] {
-            inner.queries.with_label_values(&[outcome]);
-        }
-        for direction in ["out", "in"] {
-            inner.rows.with_label_values(&[direction]);
-            inner.bytes.with_label_values(&[direction]);
-        }
-        for outcome in ["ok", "refused"] {
-            inner.logins.with_label_values(&[outcome]);
-        }
+        inner.initialise();
         Self(Arc::new(inner))
     }
 
@@ -110,33 +242,224 @@ impl Metrics {
     pub fn text(&self) -> Result<String> {
         TextEncoder::new().encode_to_string(&self.registry.gather()).map_err(Error::internal)
     }
+}
 
-    pub fn query_done<T>(&self, outcome: &Result<T>) {
-        let outcome = match outcome {
-            Ok(_) => "ok",
-            Err(Error::Cancelled) => "cancelled",
-            Err(_) => "error",
+impl Inner {
+    /// Every label set that can come is there with 0, so that a rate works from the first event on.
+    fn initialise(&self) {
+        for method in Method::ALL {
+            let labels = [method.grpc_type, method.service, method.name];
+            for vector in [&self.rpc_started, &self.rpc_received, &self.rpc_sent] {
+                vector.with_label_values(&labels);
+            }
+            self.rpc_seconds.with_label_values(&labels);
+            for (_, code) in CODES {
+                self.rpc_handled.with_label_values(&[method.grpc_type, method.service, method.name, code]);
+            }
+        }
+        for statement in STATEMENTS {
+            self.query_seconds.with_label_values(&[statement]);
+            for outcome in ["ok", "error", "cancelled", "timeout"] {
+                self.queries.with_label_values(&[statement, outcome]);
+            }
+        }
+        for outcome in ["ok", "error", "cancelled"] {
+            self.transfers.with_label_values(&[outcome]);
+            for kind in ["builtin", "sql"] {
+                self.exchanges.with_label_values(&[kind, outcome]);
+            }
+        }
+        for reason in ["client", "deadline", "drain"] {
+            self.cancellations.with_label_values(&[reason]);
+        }
+        for reason in ["unauthenticated", "permission", "limit"] {
+            self.denials.with_label_values(&[reason]);
+        }
+        for direction in ["sent", "received"] {
+            self.rows.with_label_values(&[direction]);
+            self.bytes.with_label_values(&[direction]);
+        }
+        for method in ["basic", "handshake"] {
+            for outcome in ["ok", "refused"] {
+                self.logins.with_label_values(&[method, outcome]);
+            }
+        }
+    }
+
+    /// An RPC has begun; the counters of its messages, received and sent.
+    pub fn rpc_begun(&self, method: &Method) -> (IntCounter, IntCounter) {
+        let labels = [method.grpc_type, method.service, method.name];
+        self.streams_open.inc();
+        self.rpc_started.with_label_values(&labels).inc();
+        (self.rpc_received.with_label_values(&labels), self.rpc_sent.with_label_values(&labels))
+    }
+
+    pub fn rpc_ended(&self, method: &Method, code: Code, took: Duration) {
+        let name = CODES.iter().find(|(known, _)| *known == code).map_or("Unknown", |(_, name)| name);
+        let (kind, service, method) = (method.grpc_type, method.service, method.name);
+        self.streams_open.dec();
+        self.rpc_handled.with_label_values(&[kind, service, method, name]).inc();
+        self.rpc_seconds.with_label_values(&[kind, service, method]).observe(took.as_secs_f64());
+        let denial = match code {
+            Code::Unauthenticated => "unauthenticated",
+            Code::PermissionDenied => "permission",
+            Code::ResourceExhausted => "limit",
+            _ => return,
         };
-        self.queries.with_label_values(&[outcome]).inc();
+        self.denials.with_label_values(&[denial]).inc();
+    }
+
+    pub fn query_ended<T>(&self, statement: &str, outcome: &Result<T>, took: Duration) {
+        let (label, reason) = match outcome {
+            Ok(_) => ("ok", None),
+            Err(Error::Cancelled) => ("cancelled", Some("client")),
+            Err(Error::Draining) => ("cancelled", Some("drain")),
+            Err(Error::Timeout(_)) => ("timeout", Some("deadline")),
+            Err(_) => ("error", None),
+        };
+        self.queries.with_label_values(&[statement, label]).inc();
+        self.query_seconds.with_label_values(&[statement]).observe(took.as_secs_f64());
+        if let Some(reason) = reason {
+            self.cancellations.with_label_values(&[reason]).inc();
+        }
     }
 
     pub fn moved(&self, direction: Direction, rows: u64, bytes: u64) {
-        let label = match direction {
-            Direction::Out => "out",
-            Direction::In => "in",
-        };
-        self.rows.with_label_values(&[label]).inc_by(rows);
-        self.bytes.with_label_values(&[label]).inc_by(bytes);
+        self.rows.with_label_values(&[direction.label()]).inc_by(rows);
+        self.bytes.with_label_values(&[direction.label()]).inc_by(bytes);
     }
 
-    pub fn login(&self, accepted: bool) {
-        self.logins.with_label_values(&[if accepted { "ok" } else { "refused" }]).inc();
+    /// Rows and bytes so far.
+    pub fn totals(&self, direction: Direction) -> (u64, u64) {
+        let label = [direction.label()];
+        (self.rows.with_label_values(&label).get(), self.bytes.with_label_values(&label).get())
+    }
+
+    /// `method` is `basic` or `handshake`.
+    pub fn login(&self, method: &str, accepted: bool) {
+        self.logins.with_label_values(&[method, if accepted { "ok" } else { "refused" }]).inc();
+    }
+
+    /// An exchange under way, counted when it ends.
+    pub fn exchange(self: &Arc<Self>, kind: &'static str) -> Underway {
+        let metrics = self.clone();
+        Underway::begin(self.exchanges_running.clone(), move |outcome| {
+            metrics.exchanges.with_label_values(&[kind, outcome]).inc();
+        })
+    }
+
+    pub fn transfer(self: &Arc<Self>) -> Underway {
+        let metrics = self.clone();
+        Underway::begin(self.transfers_running.clone(), move |outcome| {
+            metrics.transfers.with_label_values(&[outcome]).inc();
+        })
+    }
+
+    pub fn stored(&self, storage: &Storage) {
+        let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        for (tag, memory, temporary) in &storage.memory {
+            self.memory.with_label_values(&[tag]).set(gauge(*memory));
+            self.temp_storage.with_label_values(&[tag]).set(gauge(*temporary));
+        }
+        if let Some(limit) = storage.memory_limit {
+            self.memory_limit.set(gauge(limit));
+        }
+        self.database_size.set(gauge(storage.database_size));
+        self.wal_size.set(gauge(storage.wal_size));
+        for (volume, free, size) in &storage.volumes {
+            self.volume_free.with_label_values(&[volume]).set(gauge(*free));
+            self.volume_size.with_label_values(&[volume]).set(gauge(*size));
+        }
+    }
+}
+
+/// Something counted while it is under way and, with its outcome, when it has ended: as cancelled where it is dropped
+/// before [`Underway::end`].
+pub struct Underway {
+    running: IntGauge,
+    ended: Option<Box<dyn FnOnce(&'static str) + Send>>,
+}
+
+impl Underway {
+    fn begin(running: IntGauge, ended: impl FnOnce(&'static str) + Send + 'static) -> Self {
+        running.inc();
+        Self { running, ended: Some(Box::new(ended)) }
+    }
+
+    pub fn end<T>(&mut self, outcome: &Result<T>) {
+        self.finish(match outcome {
+            Ok(_) => "ok",
+            Err(Error::Cancelled) => "cancelled",
+            Err(_) => "error",
+        });
+    }
+
+    fn finish(&mut self, outcome: &'static str) {
+        if let Some(ended) = self.ended.take() {
+            ended(outcome);
+            self.running.dec();
+        }
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.finish("cancelled");
     }
 }
 
 /// As the server sees it.
 #[derive(Debug, Clone, Copy)]
 pub enum Direction {
-    Out,
-    In,
+    Sent,
+    Received,
+}
+
+impl Direction {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Received => "received",
+        }
+    }
+}
+
+// === Making and registering; names and labels are our own, so that what could fail never does ===
+
+fn register<C: Collector + 'static>(registry: &Registry, collector: C) {
+    registry.register(Box::new(collector)).expect("registered once");
+}
+
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let collector = made.expect("the metric's name and labels are valid");
+    register(registry, collector.clone());
+    collector
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    registered(registry, IntCounter::new(name, help))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    registered(registry, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    registered(registry, IntGauge::new(name, help))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    registered(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn seconds(name: &str, help: &str) -> HistogramOpts {
+    HistogramOpts::new(name, help).buckets(SECONDS.to_vec())
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str) -> Histogram {
+    registered(registry, Histogram::with_opts(seconds(name, help)))
+}
+
+fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+    registered(registry, HistogramVec::new(seconds(name, help), labels))
 }

@@ -22,9 +22,9 @@ def test_an_unknown_admin_path_is_not_found(server):
 
 
 def test_metrics_count_what_was_asked(server):
-    before = server.metric('mallard_queries_total{outcome="ok"}')
+    before = server.metric('mallard_queries_total{outcome="ok",statement="select"}')
     server.query("SELECT 1")
-    assert server.metric('mallard_queries_total{outcome="ok"}') > before
+    assert server.metric('mallard_queries_total{outcome="ok",statement="select"}') > before
     assert "mallard_build_info{" in server.http("/metrics")[1]
 
 

@@ -35,12 +35,21 @@ async fn metrics_count_what_happened() {
     row(&client, "SELECT count(*) FROM people").await;
     assert!(client.query("FROM nope").await.is_err());
     for (name, value) in [
-        ("mallard_rows_total{direction=\"in\"}", 3000.0),
-        ("mallard_rows_total{direction=\"out\"}", 1.0),
-        ("mallard_queries_total{outcome=\"error\"}", 1.0),
-        ("grpc_server_started_total{grpc_method=\"DoPut\"}", 1.0),
-        ("grpc_server_handled_total{grpc_code=\"Ok\",grpc_method=\"DoPut\"}", 1.0),
-        ("grpc_server_handled_total{grpc_code=\"NotFound\",grpc_method=\"DoGet\"}", 1.0),
+        ("mallard_rows_total{direction=\"received\"}", 3000.0),
+        ("mallard_rows_total{direction=\"sent\"}", 1.0),
+        ("mallard_queries_total{outcome=\"error\",statement=\"select\"}", 1.0),
+        (
+            "grpc_server_started_total{grpc_method=\"DoPut\",grpc_service=\"arrow.flight.protocol.FlightService\",grpc_type=\"bidi_stream\"}",
+            1.0,
+        ),
+        (
+            "grpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"DoPut\",grpc_service=\"arrow.flight.protocol.FlightService\",grpc_type=\"bidi_stream\"}",
+            1.0,
+        ),
+        (
+            "grpc_server_handled_total{grpc_code=\"NotFound\",grpc_method=\"DoGet\",grpc_service=\"arrow.flight.protocol.FlightService\",grpc_type=\"server_stream\"}",
+            1.0,
+        ),
         ("mallard_streams_open", 0.0),
         ("mallard_queries_running", 0.0),
         ("mallard_ready", 1.0),

@@ -139,7 +139,7 @@ async fn wrong_password_and_unknown_user_get_the_same_answer() {
     }
     answers.dedup();
     assert_eq!(answers, ["wrong user or password"]);
-    assert_eq!(server.metric("mallard_logins_total{outcome=\"refused\"}").await, 4.0);
+    assert_eq!(server.metric("mallard_logins_total{method=\"basic\",outcome=\"refused\"}").await, 4.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -87,7 +87,7 @@ async fn dropped_stream_interrupts_query() {
     assert_eq!(server.metric("mallard_queries_running").await, 1.0);
     drop(stream);
     until("no query runs", || async { server.metric("mallard_queries_running").await == 0.0 }).await;
-    assert_eq!(server.metric("mallard_queries_total{outcome=\"cancelled\"}").await, 1.0);
+    assert_eq!(server.metric("mallard_queries_total{outcome=\"cancelled\",statement=\"select\"}").await, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,12 +109,12 @@ async fn slow_reader_holds_back_the_query() {
     stream.next().await.unwrap().unwrap();
     // While nobody reads, what was produced stays within windows and channels.
     until("production has stopped", || async {
-        let before = server.metric("mallard_rows_total{direction=\"out\"}").await;
+        let before = server.metric("mallard_rows_total{direction=\"sent\"}").await;
         tokio::time::sleep(Duration::from_millis(300)).await;
-        server.metric("mallard_rows_total{direction=\"out\"}").await == before
+        server.metric("mallard_rows_total{direction=\"sent\"}").await == before
     })
     .await;
-    assert!(server.metric("mallard_rows_total{direction=\"out\"}").await < 10_000_000.0);
+    assert!(server.metric("mallard_rows_total{direction=\"sent\"}").await < 10_000_000.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

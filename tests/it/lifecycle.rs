@@ -156,7 +156,8 @@ async fn stalled_clients_do_not_keep_the_database_from_closing() {
         let client = client.clone();
         async move { client.put(&table("p"), silent).await }
     });
-    until("rows have arrived", || async { server.metric("mallard_rows_total{direction=\"in\"}").await > 0.0 }).await;
+    until("rows have arrived", || async { server.metric("mallard_rows_total{direction=\"received\"}").await > 0.0 })
+        .await;
     server.server.stop(std::future::pending()).await.unwrap();
     assert_eq!(putting.await.unwrap().expect_err("cut").code(), Code::Unavailable);
     assert!(!directory.path().join("m.duckdb.wal").exists(), "a checkpoint was written and the database closed");

@@ -176,7 +176,7 @@ async fn client_that_leaves_half_way_leaves_nothing() {
         async move { client.put(&table("t"), endless).await }
     });
     until("all rows have arrived", || async {
-        server.metric("mallard_rows_total{direction=\"in\"}").await == 200_000.0
+        server.metric("mallard_rows_total{direction=\"received\"}").await == 200_000.0
     })
     .await;
     assert_eq!(count(&client, "t").await, 0, "nothing is seen before the commit");

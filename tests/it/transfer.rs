@@ -106,7 +106,7 @@ async fn source_that_stops_half_way_leaves_nothing() {
         let here = here.clone();
         async move { transfer(&here, body).await }
     });
-    until("rows arrive", || async { source.metric("mallard_rows_total{direction=\"out\"}").await > 1e6 }).await;
+    until("rows arrive", || async { source.metric("mallard_rows_total{direction=\"sent\"}").await > 1e6 }).await;
     source.server.stop(std::future::ready(())).await.unwrap();
     let error = pulling.await.unwrap().expect_err("the source is gone");
     assert_eq!(error.code(), Code::Unavailable, "{error}");

@@ -38,6 +38,12 @@ pub(super) struct Arguments {
     /// Write the report as Markdown
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
+    /// Write the report as one page of HTML with charts
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write demo.json, demo.md and demo.html into this directory
+    #[arg(long, env = "MALLARD_DEMO_REPORT", value_name = "DIRECTORY")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     login: super::connect::LoginArguments,
 }
@@ -55,17 +61,24 @@ pub(super) async fn run(arguments: Arguments) -> Result<ExitCode> {
     if !arguments.keep {
         walk.clean_up().await;
     }
-    let report = walk.report();
+    let mut report = walk.report();
     drop(walk);
     servers.stop().await?;
-    walked?;
+    if let Err(error) = &walked {
+        report.failed(error);
+    }
     print!("\n{}", report.text());
-    write(arguments.json.as_ref(), || report.json())?;
-    write(arguments.markdown.as_ref(), || report.markdown())?;
+    let within = |name: &str| arguments.report.as_ref().map(|directory| directory.join(name));
+    write([arguments.json, within("demo.json")], || Ok(report.json()))?;
+    write([arguments.markdown, within("demo.md")], || Ok(report.markdown()))?;
+    write([arguments.html, within("demo.html")], || report.html())?;
+    walked?;
     Ok(if report.verified() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn write(path: Option<&PathBuf>, text: impl Fn() -> String) -> Result<()> {
-    let Some(path) = path else { return Ok(()) };
-    std::fs::write(path, text()).map_err(|error| super::files::io(path, &error))
+fn write(paths: [Option<PathBuf>; 2], text: impl Fn() -> Result<String>) -> Result<()> {
+    for path in paths.into_iter().flatten() {
+        std::fs::write(&path, text()?).map_err(|error| super::files::io(&path, &error))?;
+    }
+    Ok(())
 }

@@ -1,0 +1,177 @@
+//! One RPC as its metrics, its span and its log line see it.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use http::HeaderMap;
+use prometheus::IntCounter;
+use tokio::sync::Notify;
+use tonic::Code;
+use tracing::Span;
+
+use super::{Direction, Method, Metrics, spans};
+
+/// The RPCs of one server whose answer is not finished. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Calls(Arc<(AtomicUsize, Notify)>);
+
+impl Calls {
+    pub fn count(&self) -> usize {
+        self.0.0.load(Ordering::Acquire)
+    }
+
+    fn begin(&self) {
+        self.0.0.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn end(&self) {
+        if self.0.0.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.1.notify_waiters();
+        }
+    }
+
+    /// Completes when no RPC is open.
+    pub async fn none(&self) {
+        loop {
+            let ended = self.0.1.notified();
+            tokio::pin!(ended);
+            // Registered before the count is read, so that no end is missed.
+            ended.as_mut().enable();
+            if self.count() == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+/// One RPC, from its request to the end of its answer. It travels in the request's extensions; cheap to clone.
+#[derive(Clone)]
+pub struct Call(Arc<Inner>);
+
+struct Inner {
+    method: &'static Method,
+    start: Instant,
+    trace_id: String,
+    peer: Option<SocketAddr>,
+    span: Span,
+    user: OnceLock<String>,
+    sent: Moved,
+    received: Moved,
+    messages: (IntCounter, IntCounter),
+    ended: OnceLock<()>,
+    calls: Calls,
+    metrics: Metrics,
+}
+
+#[derive(Default)]
+struct Moved {
+    rows: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Moved {
+    /// `None` where nothing moved, so that a log line leaves it out.
+    fn seen(&self) -> (Option<u64>, Option<u64>) {
+        let some = |counter: &AtomicU64| Some(counter.load(Ordering::Relaxed)).filter(|count| *count > 0);
+        (some(&self.rows), some(&self.bytes))
+    }
+}
+
+impl Call {
+    /// `path` is the HTTP/2 path, `headers` those of the request.
+    pub fn begin(metrics: &Metrics, calls: &Calls, path: &str, headers: &HeaderMap, peer: Option<SocketAddr>) -> Self {
+        let method = Method::of_path(path);
+        if !method.is_endless() {
+            calls.begin();
+        }
+        let span = spans::server(method, path, headers, peer);
+        let trace_id = spans::trace_id(&span, headers);
+        Self(Arc::new(Inner {
+            method,
+            start: Instant::now(),
+            trace_id,
+            peer,
+            span,
+            user: OnceLock::new(),
+            sent: Moved::default(),
+            received: Moved::default(),
+            messages: metrics.rpc_begun(method),
+            ended: OnceLock::new(),
+            calls: calls.clone(),
+            metrics: metrics.clone(),
+        }))
+    }
+
+    /// What is done for this RPC is done inside its span.
+    pub fn span(&self) -> &Span {
+        &self.0.span
+    }
+
+    /// Who calls, once that is known.
+    pub fn set_user(&self, user: &str) {
+        // The first one stands; a call has one identity.
+        let _ = self.0.user.set(user.to_string());
+    }
+
+    /// Record batches have moved.
+    pub fn moved(&self, direction: Direction, rows: u64, bytes: u64) {
+        let moved = match direction {
+            Direction::Sent => &self.0.sent,
+            Direction::Received => &self.0.received,
+        };
+        moved.rows.fetch_add(rows, Ordering::Relaxed);
+        moved.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.0.metrics.moved(direction, rows, bytes);
+    }
+
+    /// gRPC messages have moved.
+    pub fn messages(&self, direction: Direction, count: u64) {
+        match direction {
+            Direction::Received => self.0.messages.0.inc_by(count),
+            Direction::Sent => self.0.messages.1.inc_by(count),
+        }
+    }
+
+    /// The answer is finished. The first word counts.
+    pub fn end(&self, code: Code) {
+        let Inner { method, start, trace_id, peer, span, user, sent, received, ended, calls, metrics, .. } = &*self.0;
+        if ended.set(()).is_err() {
+            return;
+        }
+        let took = start.elapsed();
+        metrics.rpc_ended(method, code, took);
+        let ((rows_sent, bytes_sent), (rows_received, bytes_received)) = (sent.seen(), received.seen());
+        spans::end(span, code, true);
+        let (user, peer) = (user.get().map(String::as_str), peer.map(tracing::field::display));
+        let (method_name, code, seconds) = (method.full, spans::code_name(code), took.as_secs_f64());
+        // A probe every few seconds is not worth a line each.
+        if method.is_health() {
+            tracing::debug!(target: "mallard::rpc", trace_id, method = method_name, code, seconds, peer, user, "answered");
+        } else {
+            tracing::info!(
+                target: "mallard::rpc",
+                trace_id,
+                method = method_name,
+                code,
+                seconds,
+                peer,
+                user,
+                rows_sent,
+                bytes_sent,
+                rows_received,
+                bytes_received,
+                "answered"
+            );
+        }
+        if !method.is_endless() {
+            calls.end();
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! `mallard serve` as a process of its own, for what belongs to a process: its log, its traces, its environment.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use mallard::{
+    client::{Client, Login},
+    location::Location,
+};
+use serde_json::Value;
+
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) location: Location,
+    pub(crate) admin: std::net::SocketAddr,
+    lines: Arc<Mutex<Vec<String>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+/// The binary without what the tests' own environment may say.
+pub(crate) fn mallard() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mallard"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("MALLARD") || name.to_string_lossy().starts_with("OTEL_") {
+            command.env_remove(name);
+        }
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+impl Process {
+    /// Starts a server on free ports with JSON logs, and waits until it serves.
+    pub(crate) fn serve(environment: &[(&str, &str)]) -> Self {
+        let mut command = mallard();
+        command
+            .args(["serve", "--location", "grpc://127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .env("MALLARD__LOG__FORMAT", "json")
+            .envs(environment.iter().copied())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary starts");
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let (found, serving) = mpsc::channel();
+        let kept = lines.clone();
+        let reader = std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                if let Ok(line) = serde_json::from_str::<Value>(&line)
+                    && line["message"] == "serving"
+                {
+                    let text = |key: &str| line[key].as_str().unwrap().to_string();
+                    // Nobody may wait any more.
+                    let _ = found.send((text("location"), text("admin")));
+                }
+                kept.lock().unwrap().push(line);
+            }
+        });
+        let (location, admin) = serving
+            .recv_timeout(Duration::from_secs(30))
+            .unwrap_or_else(|_| panic!("it does not serve: {:?}", lines.lock().unwrap()));
+        let (location, admin) = (location.parse().unwrap(), admin.parse().unwrap());
+        Self { child, location, admin, lines, reader: Some(reader) }
+    }
+
+    pub(crate) async fn client(&self, login: Option<&Login>) -> Client {
+        Client::connect(&self.location, login).await.expect("the client connects")
+    }
+
+    /// Stops it with SIGTERM; everything it wrote on standard error.
+    pub(crate) fn stop(mut self) -> Vec<String> {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(self.child.wait().unwrap().success(), "{:?}", self.lines.lock().unwrap());
+        self.reader.take().unwrap().join().unwrap();
+        std::mem::take(&mut *self.lines.lock().unwrap())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It has ended already where the test went well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
