@@ -237,7 +237,7 @@ async fn the_status_page_is_one_safe_page() {
         &format!("version {}", env!("CARGO_PKG_VERSION")),
         "client = flight.FlightClient(\"grpc://admin:",
         "mallard query grpc://admin:",
-        "1 connections",
+        "connections: 1,",
     ] {
         assert!(page.contains(there), "{there} in:\n{page}");
     }
