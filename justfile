@@ -13,6 +13,25 @@ test *ARGS:
 e2e *ARGS:
     sh tests/e2e/run.sh {{ARGS}}
 
+# Dashboard, alerts and runbooks against a real Prometheus.
+observability:
+    sh tests/e2e/observability/run.sh
+
+# The chart under Helm 3 and 4, and the workflows.
+chart *ARGS:
+    sh tests/e2e/chart/run.sh {{ARGS}}
+
+# The image and docker compose, with crashes and cut networks; needs a Docker engine.
+containers:
+    sh tests/e2e/containers/run.sh
+
+# An image of the binary that is built already.
+image:
+    cargo build --release
+    mkdir -p out/bin
+    strip -o out/bin/mallard "${CARGO_TARGET_DIR:-target}/release/mallard"
+    docker build -t mallard:0.1.0 --build-context build=out/bin .
+
 examples:
     bash examples/run.sh
 

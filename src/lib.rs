@@ -9,7 +9,7 @@
 //! | 0 | [`location`] | `grpc://`, `grpc+tcp://`, `grpc+unix://` |
 //! | 0 | [`config`] | keys, defaults, sources, validation |
 //! | 1 | [`stream`] | a schema and fallible record batches: the seam between all parts |
-//! | 1 | [`telemetry`] | logs and metrics |
+//! | 1 | [`telemetry`] | metrics, traces, logs |
 //! | 2 | [`engine`] | the only folder that knows DuckDB |
 //! | 2 | [`wire`] | record batches to FlightData and back |
 //! | 2 | [`auth`] | users, tokens, and the layer that turns a header into an identity |

@@ -52,6 +52,28 @@ async fn every_label_set_is_there_from_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_documentation_lists_every_metric_with_its_meaning() {
+    let mut config = test_config();
+    let directory = tempfile::tempdir().unwrap();
+    config.database.path = directory.path().join("m.duckdb").to_str().unwrap().to_string();
+    let server = TestServer::with(config).await;
+    let (_, text) = server.admin("/metrics").await;
+    let shown: BTreeSet<(String, String)> = (text.lines())
+        .filter_map(|line| line.strip_prefix("# HELP ")?.split_once(' '))
+        .map(|(name, help)| (name.to_string(), help.to_string()))
+        .collect();
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/observability.md")).unwrap();
+    let documented: BTreeSet<(String, String)> = (text.lines())
+        .filter(|line| ["counter", "gauge", "histogram"].iter().any(|kind| line.contains(&format!("` | {kind} |"))))
+        .map(|line| {
+            let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+            (cells[0].trim_matches('`').to_string(), cells[3].to_string())
+        })
+        .collect();
+    assert_eq!(documented, shown);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn metrics_tell_statements_streams_exchanges_and_transfers() {
     let first = TestServer::start().await;
     let second = TestServer::start().await;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use arrow_array::{Array, RecordBatch, cast::AsArray};
 use futures::StreamExt;
 use serde_json::json;
+use tracing::Instrument;
 
 use super::{
     report::{Operation, Report},
@@ -54,10 +55,10 @@ impl<'a> Walk<'a> {
 
     pub(super) async fn run(&mut self) -> Result<()> {
         println!("Mallard demo: {}", self.servers.describe());
-        self.connection().await?;
-        self.basic_table().await?;
-        self.large_data().await?;
-        self.exchange().await
+        self.connection().instrument(tracing::info_span!("connection")).await?;
+        self.basic_table().instrument(tracing::info_span!("basic table")).await?;
+        self.large_data().instrument(tracing::info_span!("large data")).await?;
+        self.exchange().instrument(tracing::info_span!("exchange")).await
     }
 
     pub(super) fn report(&self) -> Report {
