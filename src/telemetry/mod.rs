@@ -12,7 +12,7 @@ pub use call::{Call, Calls};
 pub use logs::Telemetry;
 pub use method::Method;
 pub use metrics::{Direction, Metrics, Storage, Underway};
-pub use spans::{ClientSpan, StatementSpan, carry_context};
+pub use spans::{ClientSpan, StatementSpan};
 
 /// The commit that was built, where the build was told.
 pub const REVISION: &str = match option_env!("MALLARD_REVISION") {

@@ -107,26 +107,6 @@ pub(super) fn end(span: &Span, code: Code, server: bool) {
     }
 }
 
-/// Puts the current trace context into a request's headers.
-pub fn carry_context(span: &Span, metadata: &mut MetadataMap) {
-    if span.is_disabled() {
-        return;
-    }
-    let mut headers = HeaderMap::new();
-    let context = span.context();
-    global::get_text_map_propagator(|propagator| {
-        propagator.inject_context(&context, &mut HeaderInjector(&mut headers));
-    });
-    for (name, value) in headers.iter().filter_map(|(name, value)| Some((name, value.to_str().ok()?))) {
-        if let (Ok(key), Ok(value)) =
-            (tonic::metadata::MetadataKey::from_bytes(name.as_str().as_bytes()), value.parse())
-        {
-            let key: tonic::metadata::MetadataKey<tonic::metadata::Ascii> = key;
-            metadata.insert(key, value);
-        }
-    }
-}
-
 /// The span of an RPC that this process makes. Dropped before [`ClientSpan::end`], the call was cancelled.
 pub struct ClientSpan {
     span: Span,
@@ -134,7 +114,6 @@ pub struct ClientSpan {
 }
 
 impl ClientSpan {
-    /// `method` is the RPC's name within the Flight service, or a full name.
     pub fn begin(method: &'static Method, location: &Location) -> Self {
         let (address, port) = match location {
             Location::Tcp { host, port } => (host.clone(), Some(*port)),
@@ -155,8 +134,17 @@ impl ClientSpan {
         Self { span, ended: OnceLock::new() }
     }
 
+    /// Puts the trace context into the request's headers.
     pub fn carry(&self, metadata: &mut MetadataMap) {
-        carry_context(&self.span, metadata);
+        if self.span.is_disabled() {
+            return;
+        }
+        let context = self.span.context();
+        let mut headers = std::mem::take(metadata).into_headers();
+        global::get_text_map_propagator(|propagator| {
+            propagator.inject_context(&context, &mut HeaderInjector(&mut headers));
+        });
+        *metadata = MetadataMap::from_headers(headers);
     }
 
     /// Ends with the outcome of `call`.
