@@ -122,7 +122,12 @@ impl Error {
         match status.code() {
             Code::Unauthenticated => Self::Unauthenticated(format!("{peer}: {}", status.message())),
             Code::Cancelled => Self::Cancelled,
-            code => Self::Remote { peer: peer.to_string(), code, message: remote_message(status) },
+            code => {
+                // Not the peer's word: tonic's for a connection that broke.
+                let broke = code == Code::Unknown && std::error::Error::source(status).is_some();
+                let code = if broke { Code::Unavailable } else { code };
+                Self::Remote { peer: peer.to_string(), code, message: remote_message(status) }
+            }
         }
     }
 }
