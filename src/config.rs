@@ -25,6 +25,7 @@ pub struct Config {
     pub exchange: Exchange,
     pub auth: Auth,
     pub limits: Limits,
+    pub wire: Wire,
     pub log: Log,
     pub traces: Traces,
 }
@@ -90,6 +91,20 @@ pub struct Limits {
     pub sql_length: Size,
 }
 
+/// How streams travel.
+#[derive(Debug, Clone)]
+pub struct Wire {
+    pub compression: Compression,
+    pub standard_path: bool,
+    pub stream_window: Size,
+    pub connection_window: Size,
+    pub frame_size: Size,
+    pub send_buffer: Size,
+    pub nodelay: bool,
+    pub keepalive_interval: Span,
+    pub keepalive_timeout: Span,
+}
+
 #[derive(Debug, Clone)]
 pub struct Log {
     pub level: String,
@@ -144,8 +159,26 @@ impl Default for Config {
                 send_message_size: Size::mib(2),
                 sql_length: Size(256 * 1024),
             },
+            wire: Wire::default(),
             log: Log { level: "info".into(), format: LogFormat::Text },
             traces: Traces::default(),
+        }
+    }
+}
+
+/// What `mallard bench` measured best on loopback; ARCHITECTURE.md has the numbers.
+impl Default for Wire {
+    fn default() -> Self {
+        Self {
+            compression: Compression::None,
+            standard_path: false,
+            stream_window: Size::mib(16),
+            connection_window: Size::mib(64),
+            frame_size: Size::mib(1),
+            send_buffer: Size::mib(1),
+            nodelay: true,
+            keepalive_interval: Span(Duration::from_secs(20)),
+            keepalive_timeout: Span(Duration::from_secs(20)),
         }
     }
 }
@@ -254,6 +287,21 @@ const KEYS: &[Key] = &[
         "Record batches are split by rows to stay near this size. Stock clients refuse messages above 4 MiB."
     ),
     key!(limits.sql_length, "Longest SQL text accepted."),
+    key!(
+        wire.compression,
+        "Arrow IPC compression of record batches sent: none, lz4 or zstd. The header x-mallard-ipc-compression of a call wins. Worth it where the network is slower than the processor."
+    ),
+    key!(
+        wire.standard_path,
+        "Whether streams go through arrow-flight's own encoder and tonic's decoder, which copy more. Answers are the same; to compare."
+    ),
+    key!(wire.stream_window, "HTTP/2 flow control: what a client may send on one stream before it is read."),
+    key!(wire.connection_window, "The same for all streams of a connection together."),
+    key!(wire.frame_size, "Largest HTTP/2 frame that clients may send; 16KiB to 16MiB less one byte."),
+    key!(wire.send_buffer, "What of one stream may wait in HTTP/2 for the socket."),
+    key!(wire.nodelay, "TCP_NODELAY: small answers leave at once."),
+    key!(wire.keepalive_interval, "How often a silent connection is asked (HTTP/2 PING) whether its client is still there."),
+    key!(wire.keepalive_timeout, "How long the answer to that may take before the connection is closed."),
     key!(log.level, "Log filter: error, warn, info, debug, trace, or directives such as \"info,mallard=debug\"."),
     key!(log.format, "Log format on standard error: text or json."),
     key!(
@@ -462,6 +510,18 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
     ] {
         if value == 0 {
             mistakes.push(format!("{key}: must be at least 1 (from {})", source(key)));
+        }
+    }
+    // What HTTP/2 allows (RFC 9113, 6.5.2).
+    for (key, value, range) in [
+        ("wire.stream_window", config.wire.stream_window, 65_535..=(1 << 31) - 1),
+        ("wire.connection_window", config.wire.connection_window, 65_535..=(1 << 31) - 1),
+        ("wire.frame_size", config.wire.frame_size, 16_384..=(1 << 24) - 1),
+        ("wire.send_buffer", config.wire.send_buffer, 16_384..=(1 << 31) - 1),
+    ] {
+        if !range.contains(&value.0) {
+            let (least, most) = (range.start(), range.end());
+            mistakes.push(format!("{key}: must be {least} to {most} bytes (from {})", source(key)));
         }
     }
     if auth.token_ttl.0.is_zero() {
@@ -723,11 +783,33 @@ macro_rules! words {
             }
 
             fn to_toml(&self) -> String {
-                quoted(match self { $(Self::$variant => $word),+ })
+                quoted(self.word())
+            }
+        }
+
+        impl $name {
+            /// As it is written.
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, String> {
+                Self::read(&Value::from(text))
             }
         }
     };
 }
+
+words!(Compression {
+    #[default]
+    None = "none",
+    Lz4 = "lz4",
+    Zstd = "zstd",
+});
 
 words!(LogFormat {
     #[default]

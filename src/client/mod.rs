@@ -5,31 +5,37 @@ mod connect;
 use std::sync::Arc;
 
 use arrow_flight::{
-    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest, Ticket,
+    Action, ActionType, Criteria, Empty, FlightDescriptor, FlightInfo, HandshakeRequest, PutResult, Ticket,
     flight_service_client::FlightServiceClient,
 };
 use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt, TryFutureExt, TryStreamExt, future::Fuse};
+use http::{
+    HeaderValue, Response,
+    header::{CONTENT_TYPE, TE},
+};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::oneshot;
-use tonic::{CancellationHandle, Request, Status, Streaming, transport::Channel};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Request, Status, Streaming, body::Body, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tower::{Service, ServiceExt};
 
 pub use connect::Login;
 
 use crate::{
-    config::Size,
+    config::{Compression, Size},
     error::{Error, Result},
     location::Location,
     stream::RecordBatchStream,
     telemetry::{ClientSpan, Method},
-    wire,
+    wire::{self, FLIGHT_SERVICE, Sending},
 };
 use connect::Headers;
 
 /// Messages towards the server stay near this size.
-const MESSAGE_SIZE: Size = Size::mib(2);
+const SENDING: Sending = Sending { message_size: Size::mib(2), compression: Compression::None };
 
 /// One connection to a Mallard, or to any Flight server. Cheap to clone.
 #[derive(Clone)]
@@ -94,12 +100,31 @@ impl Client {
 
     /// The stream behind a ticket.
     pub async fn get(&self, ticket: Ticket) -> Result<RecordBatchStream> {
-        let (span, request) = self.request("DoGet", ticket);
-        followed(span, async {
-            let answer = self.flight.clone().do_get(request).await.map_err(|status| self.broken()(&status))?;
-            wire::decode(answer.into_inner(), self.broken()).await
-        })
-        .await
+        let (span, request) = self.request("DoGet", wire::single(&ticket));
+        followed(span, self.batches("DoGet", request)).await
+    }
+
+    /// The record batches that an RPC answers.
+    async fn batches(&self, method: &str, request: Request<Body>) -> Result<RecordBatchStream> {
+        let answer = self.call(method, request).await?;
+        let messages = wire::response(answer).map_err(|status| self.broken()(&status))?;
+        wire::decode(messages, self.broken()).await
+    }
+
+    /// Calls an RPC whose HTTP/2 bodies are ours, on both ways.
+    async fn call(&self, method: &str, request: Request<Body>) -> Result<Response<Body>> {
+        let (metadata, _, body) = request.into_parts();
+        let mut request = http::Request::new(body);
+        *request.method_mut() = http::Method::POST;
+        *request.version_mut() = http::Version::HTTP_2;
+        // The channel adds where that is.
+        *request.uri_mut() = format!("/{FLIGHT_SERVICE}/{method}").parse().map_err(Error::internal)?;
+        *request.headers_mut() = metadata.into_headers();
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+        let mut channel = self.channel.clone();
+        let called = async { channel.ready().await?.call(request).await };
+        called.await.map_err(|error| self.broken()(&Status::from_error(error.into())))
     }
 
     /// The rows of a table, named by its parts.
@@ -127,19 +152,17 @@ impl Client {
     /// Sends the stream into a table, named by its parts; all of it is stored or nothing.
     pub async fn put(&self, path: &[String], input: RecordBatchStream) -> Result<Stored> {
         let descriptor = FlightDescriptor::new_path(path.to_vec());
-        let (messages, mut failed) = upload(input, descriptor);
-        let (span, mut request) = self.request("DoPut", messages);
-        let _guard = CancelOnDrop::of(&mut request);
-        let mut flight = self.flight.clone();
+        let (body, mut failed, _guard) = upload(input, descriptor);
+        let (span, request) = self.request("DoPut", body);
         let call = async {
-            let answer = flight.do_put(request).await?.into_inner();
-            answer.try_collect::<Vec<_>>().await
+            let answer = self.call("DoPut", request).await?;
+            wire::messages::<PutResult>(answer).try_collect::<Vec<_>>().await.map_err(|status| self.broken()(&status))
         };
         let call = async {
             tokio::select! {
                 biased;
                 Ok(error) = &mut failed => Err(error),
-                results = call => results.map_err(|status| self.broken()(&status)),
+                results = call => results,
             }
         };
         let results = span.of(call).await?;
@@ -150,14 +173,9 @@ impl Client {
 
     /// Sends the stream through an exchanger; its answer comes while the input is sent.
     pub async fn exchange(&self, name: &str, input: RecordBatchStream) -> Result<RecordBatchStream> {
-        let (messages, mut failed) = upload(input, FlightDescriptor::new_cmd(name.to_string()));
-        let (span, mut request) = self.request("DoExchange", messages);
-        let guard = CancelOnDrop::of(&mut request);
-        let mut flight = self.flight.clone();
-        let opening = async {
-            let answer = flight.do_exchange(request).await.map_err(|status| self.broken()(&status))?;
-            wire::decode(answer.into_inner(), self.broken()).await
-        };
+        let (body, mut failed, guard) = upload(input, FlightDescriptor::new_cmd(name.to_string()));
+        let (span, request) = self.request("DoExchange", body);
+        let opening = self.batches("DoExchange", request);
         let opening = async {
             tokio::select! {
                 biased;
@@ -219,45 +237,22 @@ async fn followed(
     }
 }
 
-/// Cancels the call when dropped before its request stream has ended. Dropping a call alone would leave it open: hyper
-/// goes on with the request stream, whose end the server would take for the end of the rows.
-struct CancelOnDrop(Option<CancellationHandle>);
-
-impl CancelOnDrop {
-    fn of<T>(request: &mut Request<T>) -> Self {
-        Self(Some(request.cancellation_handle()))
-    }
-}
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        if let Some(handle) = self.0.take() {
-            handle.cancel();
-        }
-    }
-}
-
-/// The messages of an upload. A request stream cannot end in an error, so a failed input leaves it pending for ever
-/// and says so through the channel; whoever waits then drops the call.
+/// The body of an upload; where the input's own error arrives; and what resets the call when it is dropped before the
+/// input has ended. Dropping a call alone would leave it open: hyper goes on with the request, whose end the server
+/// would take for the end of the rows.
 fn upload(
     input: RecordBatchStream,
     descriptor: FlightDescriptor,
-) -> (impl Stream<Item = FlightData> + Send + 'static, Fuse<oneshot::Receiver<Error>>) {
+) -> (Body, Fuse<oneshot::Receiver<Error>>, DropGuard) {
     let (failed, failure) = oneshot::channel();
-    let mut failed = Some(failed);
-    let messages = wire::encode(input, MESSAGE_SIZE, Some(descriptor)).then(move |message| {
-        let error = match message {
-            Ok(message) => return futures::future::Either::Left(futures::future::ready(message)),
-            Err(error) => error,
-        };
-        if let Some(failed) = failed.take() {
-            // A receiver that is gone has ended the call itself.
-            let _ = failed.send(error);
-        }
-        futures::future::Either::Right(futures::future::pending())
-    });
+    let stop = CancellationToken::new();
+    let failed = move |error| {
+        // A receiver that is gone has ended the call itself.
+        let _ = failed.send(error);
+    };
+    let body = wire::upload(input, SENDING, descriptor, stop.clone(), failed);
     // Fused: it is asked again after the input has ended well.
-    (messages, failure.fuse())
+    (body, failure.fuse(), stop.drop_guard())
 }
 
 /// `output`, ended early by the first item of `failure`.

@@ -20,17 +20,18 @@ impl Flight {
                 return Err(Error::invalid("DoExchange takes a CMD descriptor: an exchanger's name, or SQL"));
             }
         };
-        match self.exchangers.get(text.trim()) {
+        let output = match self.exchangers.get(text.trim()) {
             Some(exchanger) => {
                 let mut underway = self.metrics.exchange(exchanger.kind());
                 let input = counted(call, Direction::Received, upload.batches().await?);
                 let output =
                     exchanger.start(input).await.inspect_err(|error| underway.end::<()>(&Err(error.clone())))?;
-                Ok(output.ending(move |outcome| underway.end(&outcome)))
+                output.ending(move |outcome| underway.end(&outcome))
             }
-            None if is_name(text.trim()) => Err(self.exchangers.unknown(text.trim())),
+            None if is_name(text.trim()) => return Err(self.exchangers.unknown(text.trim())),
             // The input, if there is one, is not read; the answer's end closes it.
-            None => self.engine.query(&text).await,
-        }
+            None => self.engine.query(&text).await?,
+        };
+        Ok(counted(call, Direction::Sent, output))
     }
 }

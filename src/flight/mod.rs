@@ -1,7 +1,7 @@
 //! The ten RPCs of Arrow Flight, one file each where there is something to say.
 //!
 //! `command` tells what a ticket or descriptor asks for; `service` is the FlightService trait, each method a few
-//! lines that hand over to the file of its RPC.
+//! lines that hand over to the file of its RPC; `router` answers those that move record batches without tonic's codec.
 
 mod action;
 mod command;
@@ -10,7 +10,9 @@ mod get;
 mod handshake;
 mod info;
 mod put;
+mod router;
 mod running;
 mod service;
 
+pub use router::Router;
 pub use service::Flight;

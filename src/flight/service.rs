@@ -7,9 +7,10 @@ use arrow_flight::{
     PollInfo, PutResult, SchemaResult, Ticket, flight_service_server::FlightService,
 };
 use futures::{
-    StreamExt,
+    StreamExt, TryStreamExt,
     stream::{self, BoxStream},
 };
+use http::{Extensions, HeaderMap};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{action, handshake, running::Running};
@@ -21,7 +22,7 @@ use crate::{
     exchange::Registry,
     stream::{RecordBatchStream, batch_bytes},
     telemetry::{Call, Direction, Metrics},
-    wire,
+    wire::{self, Sending},
 };
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -45,12 +46,27 @@ impl Flight {
         Self { engine, authenticator, exchangers, running: Running::default(), config, metrics }
     }
 
-    /// The standard answer of DoGet and DoExchange: schema, then batches.
-    fn answer(&self, output: RecordBatchStream, call: &Call) -> Items<FlightData> {
-        let output = counted(call, Direction::Sent, output);
-        let messages = wire::encode(output, self.config.limits.send_message_size, None);
-        messages.map(|message| message.map_err(Status::from)).boxed()
+    /// How the answers of a call are to be sent: as configured, or as its headers ask.
+    pub(super) fn sending(&self, headers: &HeaderMap) -> Result<Sending, Error> {
+        let mut compression = self.config.wire.compression;
+        if let Some(asked) = headers.get(COMPRESSION_HEADER) {
+            let word = asked.to_str().unwrap_or_default();
+            compression =
+                word.parse().map_err(|why| Error::invalid(format!("the header {COMPRESSION_HEADER} {why}")))?;
+        }
+        Ok(Sending { message_size: self.config.limits.send_message_size, compression })
     }
+
+    /// What DoGet answers.
+    pub(super) async fn rows(&self, caller: &Caller, ticket: &[u8]) -> Result<RecordBatchStream, Error> {
+        let rows = self.get(&caller.identity, ticket).await?;
+        Ok(counted(&caller.call, Direction::Sent, rows))
+    }
+}
+
+/// The standard answer of DoGet and DoExchange: schema, then batches.
+fn standard(output: RecordBatchStream, sending: Sending) -> Items<FlightData> {
+    wire::encode(output, sending, None).map_err(Status::from).boxed()
 }
 
 /// Counts what moves, for the call and for the server.
@@ -59,20 +75,31 @@ pub(super) fn counted(call: &Call, direction: Direction, stream: RecordBatchStre
     stream.inspect(move |batch| call.moved(direction, batch.num_rows() as u64, batch_bytes(batch)))
 }
 
-/// The layer in front has put it there; a call that reaches us without one is not let through.
-fn identity<T>(request: &Request<T>) -> Result<Identity, Status> {
-    let missing = || Error::Unauthenticated("log in first: the call has no identity".into()).into_status();
-    request.extensions().get::<Identity>().cloned().ok_or_else(missing)
+/// The header of a call that asks for IPC compression, in place of the configuration's word.
+const COMPRESSION_HEADER: &str = "x-mallard-ipc-compression";
+
+/// Who calls, and the call itself.
+pub(super) struct Caller {
+    pub(super) identity: Identity,
+    pub(super) call: Call,
 }
 
-/// The outermost layer has put it there.
-fn call<T>(request: &Request<T>) -> Result<Call, Status> {
-    let missing = || Error::internal("the call is followed by nobody").into_status();
-    request.extensions().get::<Call>().cloned().ok_or_else(missing)
+impl Caller {
+    /// The layers in front have put both there; a call that reaches us without an identity is not let through.
+    pub(super) fn of(extensions: &Extensions) -> Result<Self, Status> {
+        let identity = extensions.get::<Identity>().cloned();
+        let call = extensions.get::<Call>().cloned();
+        Ok(Self {
+            identity: identity.ok_or_else(|| {
+                Error::Unauthenticated("log in first: the call has no identity".into()).into_status()
+            })?,
+            call: call.ok_or_else(|| Error::internal("the call is followed by nobody").into_status())?,
+        })
+    }
 }
 
 /// What a broken request stream means here.
-fn broken(status: &Status) -> Error {
+pub(super) fn broken(status: &Status) -> Error {
     match status.code() {
         Code::OutOfRange | Code::ResourceExhausted => {
             Error::Limit { what: status.message().to_string(), key: "limits.max_message_size" }
@@ -98,50 +125,49 @@ impl FlightService for Flight {
     }
 
     async fn list_flights(&self, request: Request<Criteria>) -> Answer<Self::ListFlightsStream> {
-        let identity = identity(&request)?;
+        let Caller { identity, .. } = Caller::of(request.extensions())?;
         let flights = self.list(&identity, &request.into_inner().expression).await?;
         Ok(Response::new(stream::iter(flights.into_iter().map(Ok)).boxed()))
     }
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<FlightInfo> {
-        let identity = identity(&request)?;
+        let Caller { identity, .. } = Caller::of(request.extensions())?;
         Ok(Response::new(self.info(&identity, request.into_inner()).await?))
     }
 
     async fn poll_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<PollInfo> {
-        let identity = identity(&request)?;
+        let Caller { identity, .. } = Caller::of(request.extensions())?;
         Ok(Response::new(self.poll(&identity, request.into_inner()).await?))
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Answer<SchemaResult> {
-        identity(&request)?;
+        Caller::of(request.extensions())?;
         Ok(Response::new(self.schema(request.get_ref()).await?))
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Answer<Self::DoGetStream> {
-        let (identity, call) = (identity(&request)?, call(&request)?);
-        let output = self.get(&identity, &request.into_inner().ticket).await?;
-        Ok(Response::new(self.answer(output, &call)))
+        let caller = Caller::of(request.extensions())?;
+        let sending = self.sending(request.metadata().as_ref())?;
+        let rows = self.rows(&caller, &request.into_inner().ticket).await?;
+        Ok(Response::new(standard(rows, sending)))
     }
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
-        identity(&request)?;
-        let (flight, call) = (self.clone(), call(&request)?);
+        let (flight, caller) = (self.clone(), Caller::of(request.extensions())?);
         // The answer's headers go out at once: some clients read them before they send.
         let answer = stream::once(async move {
             let upload = wire::open(request.into_inner(), broken).await?;
-            Ok(flight.put(upload, &call).await?)
+            Ok(flight.put(upload, &caller.call).await?)
         });
         Ok(Response::new(answer.boxed()))
     }
 
     async fn do_exchange(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoExchangeStream> {
-        identity(&request)?;
-        let (flight, call) = (self.clone(), call(&request)?);
+        let (flight, caller) = (self.clone(), Caller::of(request.extensions())?);
+        let sending = self.sending(request.metadata().as_ref())?;
         let answer = async move {
             let upload = wire::open(request.into_inner(), broken).await?;
-            let output = flight.exchange(upload, &call).await?;
-            Ok::<_, Status>(flight.answer(output, &call))
+            Ok::<_, Status>(standard(flight.exchange(upload, &caller.call).await?, sending))
         };
         let answer = stream::once(answer).flat_map(|started| match started {
             Ok(messages) => messages,
@@ -151,7 +177,7 @@ impl FlightService for Flight {
     }
 
     async fn do_action(&self, request: Request<Action>) -> Answer<Self::DoActionStream> {
-        let identity = identity(&request)?;
+        let Caller { identity, .. } = Caller::of(request.extensions())?;
         let Action { r#type, body } = request.into_inner();
         let results = self.action(&identity, &r#type, &body).await?;
         let results = results.map(|result| result.map(arrow_flight::Result::new).map_err(Status::from));
@@ -159,7 +185,7 @@ impl FlightService for Flight {
     }
 
     async fn list_actions(&self, request: Request<Empty>) -> Answer<Self::ListActionsStream> {
-        identity(&request)?;
+        Caller::of(request.extensions())?;
         Ok(Response::new(stream::iter(action::list().into_iter().map(Ok)).boxed()))
     }
 }

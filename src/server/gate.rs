@@ -9,15 +9,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use arrow_flight::flight_service_server::FlightServiceServer;
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use tonic::{body::Body, server::NamedService};
 use tower::Service;
 
-use crate::{engine::Engine, error::Error, flight::Flight};
-
-pub(super) const FLIGHT_SERVICE: &str = "arrow.flight.protocol.FlightService";
+use crate::{engine::Engine, error::Error, flight::Router, wire::FLIGHT_SERVICE};
 
 /// Lets calls through to the Flight service while the server serves. Cheap to clone.
 #[derive(Clone, Default)]
@@ -26,7 +23,7 @@ pub(super) struct Gate(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     state: AtomicU8,
-    behind: OnceLock<(FlightServiceServer<Flight>, Arc<Engine>)>,
+    behind: OnceLock<(Router, Arc<Engine>)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +37,7 @@ pub(super) enum State {
 }
 
 impl Gate {
-    pub(super) fn open(&self, service: FlightServiceServer<Flight>, engine: Arc<Engine>) {
+    pub(super) fn open(&self, service: Router, engine: Arc<Engine>) {
         // Opened once, by Server::start.
         let _ = self.0.behind.set((service, engine));
         self.set(State::Serving);

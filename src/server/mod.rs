@@ -8,7 +8,6 @@ mod status;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use arrow_flight::flight_service_server::FlightServiceServer;
 use futures::TryStreamExt;
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -24,9 +23,10 @@ use crate::{
     config::Config,
     engine::Engine,
     error::{Error, Result},
-    flight::Flight,
+    flight::{Flight, Router},
     location::Location,
     telemetry::{Calls, Metrics},
+    wire,
 };
 use admin::Admin;
 use connection::Activity;
@@ -120,13 +120,7 @@ impl Server {
         let engine = tokio::task::spawn_blocking(move || Engine::open(&open_config, open_metrics));
         let engine = Arc::new(engine.await.map_err(Error::internal)??);
         let flight = Flight::new(&config, engine.clone(), authenticator, metrics.clone());
-        let service = FlightServiceServer::new(flight)
-            .max_decoding_message_size(config.limits.max_message_size.bytes())
-            .max_encoding_message_size(usize::MAX)
-            // Not sent compressed: gRPC's C++ clients always say that they accept gzip, and never mean it.
-            .accept_compressed(tonic::codec::CompressionEncoding::Gzip)
-            .accept_compressed(tonic::codec::CompressionEncoding::Zstd);
-        gate.open(service, engine.clone());
+        gate.open(Router::new(&config, flight), engine.clone());
         report(&health, ServingStatus::Serving).await;
         let broken = engine.broken();
         let (health_then, metrics_then) = (health.clone(), metrics.clone());
@@ -221,7 +215,7 @@ impl Server {
 /// For the server as a whole and for the Flight service by name.
 async fn report(health: &HealthReporter, status: ServingStatus) {
     health.set_service_status("", status).await;
-    health.set_service_status(gate::FLIGHT_SERVICE, status).await;
+    health.set_service_status(wire::FLIGHT_SERVICE, status).await;
 }
 
 async fn listen(location: &Location) -> Result<(Listener, Location)> {

@@ -1,49 +1,115 @@
-//! Record batches -> FlightData.
+//! Record batches -> FlightData: the standard path, and what both paths share.
 
 use arrow_array::RecordBatch;
 use arrow_flight::{
-    FlightData, FlightDescriptor, IpcMessage, SchemaAsIpc, encode::FlightDataEncoderBuilder, error::FlightError,
+    FlightData, FlightDescriptor, IpcMessage, SchemaAsIpc,
+    encode::{DictionaryHandling, FlightDataEncoderBuilder},
+    error::FlightError,
 };
-use arrow_ipc::writer::IpcWriteOptions;
+use arrow_ipc::{CompressionType, writer::IpcWriteOptions};
 use arrow_schema::Schema;
 use bytes::Bytes;
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 
+use super::frame::{Framer, Segments};
 use crate::{
-    config::Size,
+    config::{Compression, Size},
     error::{Error, Result},
     stream::{RecordBatchStream, batch_bytes},
 };
 
-/// The schema first, then each batch, split by rows to stay near `message_size`.
+/// How a stream is to be sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Sending {
+    /// Batches are split by rows to stay near this size.
+    pub message_size: Size,
+    /// Of each buffer in a batch.
+    pub compression: Compression,
+}
+
+impl Sending {
+    fn options(self) -> Result<IpcWriteOptions> {
+        let codec = match self.compression {
+            Compression::None => None,
+            Compression::Lz4 => Some(CompressionType::LZ4_FRAME),
+            Compression::Zstd => Some(CompressionType::ZSTD),
+        };
+        IpcWriteOptions::default().try_with_compression(codec).map_err(Error::internal)
+    }
+}
+
+/// The schema first, then each batch, by arrow-flight's encoder.
 pub fn encode(
     stream: RecordBatchStream,
-    message_size: Size,
+    sending: Sending,
     descriptor: Option<FlightDescriptor>,
-) -> impl Stream<Item = Result<FlightData>> + Send + 'static {
-    let schema = stream.schema();
+) -> BoxStream<'static, Result<FlightData>> {
+    let options = match sending.options() {
+        Ok(options) => options,
+        Err(error) => return futures::stream::iter([Err(error)]).boxed(),
+    };
+    let size = sending.message_size;
     FlightDataEncoderBuilder::new()
-        .with_schema(schema)
-        .with_max_flight_data_size(message_size.bytes())
-        .with_dictionary_handling(super::DICTIONARIES)
+        .with_schema(stream.schema())
+        .with_options(options)
+        .with_max_flight_data_size(size.bytes())
+        // An ENUM leaves as a dictionary.
+        .with_dictionary_handling(DictionaryHandling::Resend)
         .with_flight_descriptor(descriptor)
-        .build(
-            in_pieces(stream, message_size.bytes() as u64).map_err(|error| FlightError::ExternalError(Box::new(error))),
-        )
+        .build(in_pieces(stream, size).map_err(|error| FlightError::ExternalError(Box::new(error))))
         .map(|item| item.map_err(cause))
+        .boxed()
+}
+
+/// The same messages without copies of columns, as segments of an HTTP/2 body.
+pub(super) fn frames(
+    stream: RecordBatchStream,
+    sending: Sending,
+    descriptor: Option<FlightDescriptor>,
+) -> BoxStream<'static, Result<Segments>> {
+    let begun = sending.options().and_then(|options| Framer::new(&stream.schema(), options, descriptor));
+    let (first, framer) = match begun {
+        Ok(begun) => begun,
+        Err(error) => return futures::stream::iter([Err(error)]).boxed(),
+    };
+    let batches = in_pieces(stream, sending.message_size);
+    let messages = match sending.compression {
+        Compression::None => {
+            let mut framer = framer;
+            batches.map(move |batch| framer.frame(&batch?)).boxed()
+        }
+        // Milliseconds of work for each message: not on a thread that serves others, too.
+        _ => futures::stream::try_unfold((batches.boxed(), framer), async |(mut batches, mut framer)| {
+            let Some(batch) = batches.next().await.transpose()? else { return Ok(None) };
+            let framed = tokio::task::spawn_blocking(move || framer.frame(&batch).map(|messages| (messages, framer)));
+            let (messages, framer) = framed.await.map_err(Error::internal)??;
+            Ok(Some((messages, (batches, framer))))
+        })
+        .boxed(),
+    };
+    let messages = messages.flat_map(|messages| {
+        futures::stream::iter(match messages {
+            Ok(messages) => messages.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        })
+    });
+    futures::stream::iter([Ok(first)]).chain(messages).boxed()
 }
 
 /// Halves batches until each is near the size: the encoder splits by rows alone, as if all were equally long. One row
 /// that is longer than the size stays whole.
-fn in_pieces(stream: RecordBatchStream, size: u64) -> impl Stream<Item = Result<RecordBatch>> + Send + 'static {
+fn in_pieces(stream: RecordBatchStream, size: Size) -> impl Stream<Item = Result<RecordBatch>> + Send + 'static {
     fn halve(batch: RecordBatch, size: u64, pieces: &mut Vec<Result<RecordBatch>>) {
         let rows = batch.num_rows();
         if rows < 2 || batch_bytes(&batch) <= size {
             return pieces.push(Ok(batch));
         }
-        halve(batch.slice(0, rows / 2), size, pieces);
-        halve(batch.slice(rows / 2, rows - rows / 2), size, pieces);
+        // At a whole byte of the bitmaps where there are enough rows, so that they need no shifting.
+        let half = if rows < 32 { rows / 2 } else { (rows / 2).next_multiple_of(8) };
+        halve(batch.slice(0, half), size, pieces);
+        halve(batch.slice(half, rows - half), size, pieces);
     }
+    let size = size.bytes() as u64;
     stream.flat_map(move |batch| {
         let mut pieces = Vec::with_capacity(1);
         match batch {

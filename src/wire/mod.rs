@@ -1,12 +1,23 @@
-//! Record batches as FlightData and back, over arrow-flight's standard encoder and decoder. Knows no DuckDB, no SQL.
+//! Record batches as FlightData and back. Knows no DuckDB, no SQL.
+//!
+//! Two paths decode to equal batches, and a test holds them together. The standard one (`encode`, tonic's codec) is the
+//! specification, and serves calls that use gRPC's compression. The other one reads and writes the HTTP/2 bodies itself:
+//! out of `frame` come segments that are the columns' own buffers, and `parse` copies what comes in once, into aligned
+//! buffers. `outgoing` and `incoming` are their bodies.
 
 mod decode;
 mod encode;
+mod frame;
+mod incoming;
+mod outgoing;
+mod parse;
 mod watched;
 
 pub use decode::{Upload, decode, open};
-pub use encode::{encode, schema_bytes};
+pub use encode::{Sending, encode, schema_bytes};
+pub use incoming::{first, messages, request, response};
+pub use outgoing::{answer, respond, single, upload};
 pub use watched::{count, watch};
 
-/// What SQL statements and exchangers answer is kept as made: an ENUM leaves as a dictionary.
-const DICTIONARIES: arrow_flight::encode::DictionaryHandling = arrow_flight::encode::DictionaryHandling::Resend;
+/// The name of the Flight service in paths.
+pub const FLIGHT_SERVICE: &str = "arrow.flight.protocol.FlightService";

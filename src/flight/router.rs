@@ -1,0 +1,104 @@
+//! Which RPCs the wire path answers: those that move record batches, unless the call uses gRPC's own compression or the
+//! configuration asks for the standard path. All others, and those, go to tonic's FlightServiceServer.
+
+use std::{
+    convert::Infallible,
+    task::{Context, Poll},
+};
+
+use arrow_flight::{Ticket, flight_service_server::FlightServiceServer};
+use futures::future::BoxFuture;
+use http::{HeaderMap, Request, Response};
+use tonic::{Status, body::Body, codec::CompressionEncoding};
+use tower::Service;
+
+use super::service::{Caller, Flight, broken};
+use crate::{config::Config, error::Error, wire};
+
+/// The Flight service as the server mounts it. Cheap to clone.
+#[derive(Clone)]
+pub struct Router {
+    flight: Flight,
+    standard: FlightServiceServer<Flight>,
+    /// For clients that compress what they send, and so mean it when they say that they accept compressed answers.
+    /// gRPC's C++ clients always say so, and never mean it.
+    compressing: FlightServiceServer<Flight>,
+    only_standard: bool,
+    max_message: usize,
+}
+
+impl Router {
+    pub fn new(config: &Config, flight: Flight) -> Self {
+        let max_message = config.limits.max_message_size.bytes();
+        let standard = FlightServiceServer::new(flight.clone())
+            .max_decoding_message_size(max_message)
+            .max_encoding_message_size(usize::MAX)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd);
+        let compressing =
+            standard.clone().send_compressed(CompressionEncoding::Gzip).send_compressed(CompressionEncoding::Zstd);
+        Self { flight, standard, compressing, only_standard: config.wire.standard_path, max_message }
+    }
+
+    async fn answer(mut self, request: Request<Body>) -> Result<Response<Body>, Infallible> {
+        let standard = if is_compressed(request.headers()) { &mut self.compressing } else { &mut self.standard };
+        if self.only_standard || is_compressed(request.headers()) {
+            return standard.call(request).await;
+        }
+        let answered = match request.uri().path().rsplit('/').next() {
+            Some("DoGet") => self.get(request).await,
+            Some("DoPut") => self.put(request),
+            Some("DoExchange") => self.exchange(request),
+            _ => return standard.call(request).await,
+        };
+        Ok(answered.unwrap_or_else(Status::into_http))
+    }
+
+    async fn get(self, request: Request<Body>) -> Result<Response<Body>, Status> {
+        let caller = Caller::of(request.extensions())?;
+        let sending = self.flight.sending(request.headers())?;
+        let ticket: Option<Ticket> = wire::first(request.into_body(), self.max_message).await?;
+        let ticket = ticket.ok_or_else(|| Error::invalid("the request has no ticket"))?;
+        let rows = self.flight.rows(&caller, &ticket.ticket).await?;
+        Ok(wire::respond(std::future::ready(Ok(rows)), sending))
+    }
+
+    fn put(self, request: Request<Body>) -> Result<Response<Body>, Status> {
+        let caller = Caller::of(request.extensions())?;
+        let messages = wire::request(request.into_body(), self.max_message);
+        Ok(wire::answer(futures::stream::once(async move {
+            let upload = wire::open(messages, broken).await?;
+            Ok(self.flight.put(upload, &caller.call).await?)
+        })))
+    }
+
+    fn exchange(self, request: Request<Body>) -> Result<Response<Body>, Status> {
+        let caller = Caller::of(request.extensions())?;
+        let sending = self.flight.sending(request.headers())?;
+        let messages = wire::request(request.into_body(), self.max_message);
+        let starting = async move {
+            let upload = wire::open(messages, broken).await?;
+            self.flight.exchange(upload, &caller.call).await
+        };
+        Ok(wire::respond(starting, sending))
+    }
+}
+
+/// Whether the client compresses its messages.
+fn is_compressed(headers: &HeaderMap) -> bool {
+    headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity")
+}
+
+impl Service<Request<Body>> for Router {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.clone().answer(request))
+    }
+}

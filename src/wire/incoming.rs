@@ -1,0 +1,122 @@
+//! A call's body as FlightData, message by message.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use arrow_flight::FlightData;
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use http::Response;
+use http_body::Body as _;
+use prost::Message;
+use tonic::{Status, Streaming, body::Body, codec::Codec};
+use tonic_prost::ProstCodec;
+
+use super::parse::Parser;
+
+struct Incoming {
+    body: Body,
+    piece: Bytes,
+    parser: Parser,
+    /// Whether trailers must tell how it ended.
+    status_follows: bool,
+    ended: bool,
+}
+
+/// What a client sends.
+pub fn request(body: Body, max_message: usize) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
+    Incoming::new(body, max_message, false)
+}
+
+/// What a server answers; an answer that is an error from the start is one here.
+pub fn response(
+    response: Response<Body>,
+) -> Result<impl Stream<Item = Result<FlightData, Status>> + Send + 'static, Status> {
+    let known = Status::from_header_map(response.headers());
+    if let Some(failed) = known.as_ref().filter(|status| status.code() != tonic::Code::Ok) {
+        return Err(failed.clone());
+    }
+    if !response.status().is_success() {
+        return Err(Status::unknown(format!("the answer is HTTP {}, not gRPC", response.status())));
+    }
+    // A client has asked for what it gets: it takes messages of any size.
+    Ok(Incoming::new(response.into_body(), usize::MAX, known.is_none()))
+}
+
+/// The one message of a unary request.
+pub async fn first<M: Message + Default + 'static>(body: Body, max_message: usize) -> Result<Option<M>, Status> {
+    let decoder = ProstCodec::<M, M>::default().decoder();
+    Streaming::new_request(decoder, body, None, Some(max_message)).message().await
+}
+
+/// The small messages that a server answers.
+pub fn messages<M: Message + Default + 'static>(
+    response: Response<Body>,
+) -> impl Stream<Item = Result<M, Status>> + Send + 'static {
+    let failed = Status::from_header_map(response.headers()).filter(|status| status.code() != tonic::Code::Ok);
+    let decoder = ProstCodec::<M, M>::default().decoder();
+    let status = response.status();
+    let messages = Streaming::new_response(decoder, response.into_body(), status, None, None);
+    match failed {
+        Some(failed) => futures::stream::iter([Err(failed)]).left_stream(),
+        None => messages.right_stream(),
+    }
+}
+
+impl Incoming {
+    fn new(body: Body, max_message: usize, status_follows: bool) -> Self {
+        Self { body, piece: Bytes::new(), parser: Parser::new(max_message), status_follows, ended: false }
+    }
+
+    fn end(&mut self, failure: Option<Status>) -> Poll<Option<Result<FlightData, Status>>> {
+        self.ended = true;
+        self.body = Body::empty();
+        Poll::Ready(failure.map(Err))
+    }
+
+    /// What an end without trailers means.
+    fn without_status(&self) -> Option<Status> {
+        if !self.parser.between_messages() {
+            return Some(Status::data_loss("the stream ends within a message"));
+        }
+        self.status_follows.then(|| Status::data_loss("the answer ends without a status"))
+    }
+}
+
+impl Stream for Incoming {
+    type Item = Result<FlightData, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        loop {
+            match this.parser.push(&mut this.piece) {
+                Ok(Some(message)) => return Poll::Ready(Some(Ok(message))),
+                Ok(None) => {}
+                Err(status) => return this.end(Some(status)),
+            }
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => this.piece = data,
+                    Err(frame) => {
+                        let status = frame.trailers_ref().and_then(Status::from_header_map);
+                        let failure = match status {
+                            Some(status) if this.status_follows => Some(status).filter(|s| s.code() != tonic::Code::Ok),
+                            _ => this.without_status(),
+                        };
+                        return this.end(failure);
+                    }
+                },
+                Some(Err(status)) => return this.end(Some(status)),
+                None => {
+                    let failure = this.without_status();
+                    return this.end(failure);
+                }
+            }
+        }
+    }
+}

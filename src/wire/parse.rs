@@ -1,0 +1,286 @@
+//! The HTTP/2 body of a call -> FlightData, whose bodies are copied once, into aligned buffers.
+//!
+//! The standard path appends each DATA frame to a buffer, cuts messages out of it, and copies their bodies once more
+//! because they are not aligned there. This parser knows where a body begins before its bytes come, and puts them where
+//! arrays can stay. Buffers go back to their stream's pool when the last array in them is dropped, so that a long
+//! stream touches the same memory again and again.
+//!
+//! It is one state machine without any waiting, fed with whatever pieces the network makes.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow_buffer::MutableBuffer;
+use arrow_flight::{FlightData, FlightDescriptor};
+use bytes::{Buf, Bytes, BytesMut};
+use prost::Message;
+use tonic::Status;
+
+use super::frame::{BODY, DESCRIPTOR, HEADER, METADATA, PREFIX};
+
+/// The most bytes of a message beside its body: schemas of thousands of columns stay far below.
+const MAX_HEADER: usize = 16 * 1024 * 1024;
+
+/// What is kept ready of a field that a peer announces but has not sent.
+const AHEAD: usize = 64 * 1024;
+
+/// Cuts gRPC messages of FlightData out of pieces of a body.
+pub(super) struct Parser {
+    state: State,
+    /// Bytes of the message that are still to come.
+    left: usize,
+    message: FlightData,
+    max_message: usize,
+    pool: Pool,
+}
+
+enum State {
+    /// Between messages: so much of the next one's prefix is there.
+    Prefix { bytes: [u8; PREFIX], have: usize },
+    /// Within a message, at a field's key.
+    Key(Varint),
+    Length { field: u32, length: Varint },
+    Field { field: u32, bytes: BytesMut, wanted: usize },
+    Body { buffer: MutableBuffer, wanted: usize },
+    /// A field that nobody here knows.
+    Skip { left: usize },
+    SkipVarint,
+}
+
+#[derive(Default)]
+struct Varint {
+    value: u64,
+    bits: u32,
+}
+
+impl Varint {
+    /// The value, once the last byte is there.
+    fn push(&mut self, byte: u8) -> Result<Option<u64>, Status> {
+        if self.bits > 63 {
+            return Err(malformed("a number of more than ten bytes"));
+        }
+        self.value |= u64::from(byte & 0x7f) << self.bits;
+        self.bits += 7;
+        Ok((byte & 0x80 == 0).then_some(self.value))
+    }
+}
+
+fn malformed(why: &str) -> Status {
+    Status::invalid_argument(format!("the stream is not valid FlightData: {why}"))
+}
+
+impl Parser {
+    pub(super) fn new(max_message: usize) -> Self {
+        Self {
+            state: State::Prefix { bytes: [0; PREFIX], have: 0 },
+            left: 0,
+            message: FlightData::default(),
+            max_message,
+            pool: Pool::default(),
+        }
+    }
+
+    /// Takes bytes off `piece` until a message is whole or the piece is empty.
+    pub(super) fn push(&mut self, piece: &mut Bytes) -> Result<Option<FlightData>, Status> {
+        loop {
+            if self.left == 0 && !matches!(self.state, State::Prefix { .. }) {
+                if !matches!(self.state, State::Key(Varint { bits: 0, .. })) {
+                    return Err(malformed("a message ends within a field"));
+                }
+                self.state = State::Prefix { bytes: [0; PREFIX], have: 0 };
+                return Ok(Some(std::mem::take(&mut self.message)));
+            }
+            if piece.is_empty() {
+                return Ok(None);
+            }
+            self.step(piece)?;
+        }
+    }
+
+    /// Whether the body may end here.
+    pub(super) fn between_messages(&self) -> bool {
+        matches!(self.state, State::Prefix { have: 0, .. })
+    }
+
+    fn step(&mut self, piece: &mut Bytes) -> Result<(), Status> {
+        let available = piece.len().min(self.left);
+        match &mut self.state {
+            State::Prefix { bytes, have } => {
+                let taken = (PREFIX - *have).min(piece.len());
+                piece.copy_to_slice(&mut bytes[*have..*have + taken]);
+                *have += taken;
+                if *have == PREFIX {
+                    let [flag, length @ ..] = *bytes;
+                    self.begin(flag, u32::from_be_bytes(length) as usize)?;
+                }
+            }
+            State::Key(key) => {
+                self.left -= 1;
+                if let Some(key) = key.push(piece.get_u8())? {
+                    self.field(key)?;
+                }
+            }
+            State::Length { field, length } => {
+                self.left -= 1;
+                if let Some(length) = length.push(piece.get_u8())? {
+                    let field = *field;
+                    self.announced(field, length)?;
+                }
+            }
+            State::Field { bytes, wanted, .. } => {
+                let taken = (*wanted - bytes.len()).min(available);
+                bytes.extend_from_slice(&piece.split_to(taken));
+                self.left -= taken;
+                self.finish_field()?;
+            }
+            State::Body { buffer, wanted } => {
+                let taken = (*wanted - buffer.len()).min(available);
+                // The one copy of these bytes.
+                buffer.extend_from_slice(&piece[..taken]);
+                piece.advance(taken);
+                self.left -= taken;
+                self.finish_field()?;
+            }
+            State::Skip { left } => {
+                let taken = (*left).min(available);
+                piece.advance(taken);
+                *left -= taken;
+                self.left -= taken;
+                self.finish_field()?;
+            }
+            State::SkipVarint => {
+                self.left -= 1;
+                if piece.get_u8() & 0x80 == 0 {
+                    self.state = State::Key(Varint::default());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, flag: u8, length: usize) -> Result<(), Status> {
+        if flag != 0 {
+            // As tonic answers it: compressed calls go the standard way.
+            return Err(Status::internal("a message is marked as compressed, but the call names no grpc-encoding"));
+        }
+        if length > self.max_message {
+            let limit = self.max_message;
+            return Err(Status::out_of_range(format!(
+                "a message of {length} bytes is too large: the limit is {limit} bytes"
+            )));
+        }
+        self.left = length;
+        self.state = State::Key(Varint::default());
+        Ok(())
+    }
+
+    fn field(&mut self, key: u64) -> Result<(), Status> {
+        let field = u32::try_from(key >> 3).map_err(|_| malformed("a field number is too large"))?;
+        self.state = match key & 7 {
+            0 => State::SkipVarint,
+            1 => State::Skip { left: 8 },
+            2 => State::Length { field, length: Varint::default() },
+            5 => State::Skip { left: 4 },
+            other => return Err(malformed(&format!("wire type {other} of field {field}"))),
+        };
+        Ok(())
+    }
+
+    fn announced(&mut self, field: u32, length: u64) -> Result<(), Status> {
+        let length = usize::try_from(length).ok().filter(|length| *length <= self.left);
+        let wanted = length.ok_or_else(|| malformed("a field is longer than its message"))?;
+        self.state = match field {
+            BODY => State::Body { buffer: self.pool.take(wanted), wanted },
+            DESCRIPTOR | HEADER | METADATA if wanted > MAX_HEADER => {
+                return Err(Status::out_of_range(format!(
+                    "a header of {wanted} bytes is too large: the limit is {MAX_HEADER} bytes"
+                )));
+            }
+            DESCRIPTOR | HEADER | METADATA => {
+                State::Field { field, bytes: BytesMut::with_capacity(wanted.min(AHEAD)), wanted }
+            }
+            _ => State::Skip { left: wanted },
+        };
+        // Of a field of no bytes all are there.
+        self.finish_field()
+    }
+
+    /// Takes over the field once all of it is there.
+    fn finish_field(&mut self) -> Result<(), Status> {
+        let whole = match &self.state {
+            State::Field { bytes, wanted, .. } => bytes.len() == *wanted,
+            State::Body { buffer, wanted } => buffer.len() == *wanted,
+            State::Skip { left } => *left == 0,
+            _ => false,
+        };
+        if !whole {
+            return Ok(());
+        }
+        match std::mem::replace(&mut self.state, State::Key(Varint::default())) {
+            State::Field { field: DESCRIPTOR, bytes, .. } => {
+                let descriptor = FlightDescriptor::decode(bytes.freeze());
+                self.message.flight_descriptor =
+                    Some(descriptor.map_err(|_| malformed("its FlightDescriptor cannot be read"))?);
+            }
+            State::Field { field: HEADER, bytes, .. } => self.message.data_header = bytes.freeze(),
+            State::Field { bytes, .. } => self.message.app_metadata = bytes.freeze(),
+            State::Body { buffer, .. } => self.message.data_body = self.pool.lend(buffer),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+// === Buffers ===
+
+/// Buffers of one stream that are free again.
+#[derive(Clone, Default)]
+struct Pool(Arc<Mutex<Vec<MutableBuffer>>>);
+
+/// What may wait at most: a stream has few messages in flight.
+const WAITING: usize = 16 * 1024 * 1024;
+
+/// Capacities are multiples of this, so that messages of nearly one size share buffers.
+const ROUND: usize = 64 * 1024;
+
+impl Pool {
+    /// An empty buffer with room for so many bytes, aligned as Arrow recommends it.
+    fn take(&self, wanted: usize) -> MutableBuffer {
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match free.iter().position(|buffer| buffer.capacity() >= wanted) {
+            Some(fitting) => free.swap_remove(fitting),
+            None => {
+                // Too small for what comes now: it would only wait.
+                free.pop();
+                MutableBuffer::with_capacity(wanted.next_multiple_of(ROUND))
+            }
+        }
+    }
+
+    /// Gives the bytes away; the buffer comes back when the last of their owners is gone.
+    fn lend(&self, buffer: MutableBuffer) -> Bytes {
+        Bytes::from_owner(Lent { buffer, pool: self.clone() })
+    }
+}
+
+struct Lent {
+    buffer: MutableBuffer,
+    pool: Pool,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        let mut free = self.pool.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting: usize = free.iter().map(MutableBuffer::capacity).sum();
+        if waiting + buffer.capacity() <= WAITING {
+            free.push(buffer);
+        }
+    }
+}
