@@ -300,7 +300,10 @@ const KEYS: &[Key] = &[
     key!(wire.frame_size, "Largest HTTP/2 frame that clients may send; 16KiB to 16MiB less one byte."),
     key!(wire.send_buffer, "What of one stream may wait in HTTP/2 for the socket."),
     key!(wire.nodelay, "TCP_NODELAY: small answers leave at once."),
-    key!(wire.keepalive_interval, "How often a silent connection is asked (HTTP/2 PING) whether its client is still there."),
+    key!(
+        wire.keepalive_interval,
+        "How often a silent connection is asked (HTTP/2 PING) whether its client is still there."
+    ),
     key!(wire.keepalive_timeout, "How long the answer to that may take before the connection is closed."),
     key!(log.level, "Log filter: error, warn, info, debug, trace, or directives such as \"info,mallard=debug\"."),
     key!(log.format, "Log format on standard error: text or json."),

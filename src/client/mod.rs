@@ -240,10 +240,7 @@ async fn followed(
 /// The body of an upload; where the input's own error arrives; and what resets the call when it is dropped before the
 /// input has ended. Dropping a call alone would leave it open: hyper goes on with the request, whose end the server
 /// would take for the end of the rows.
-fn upload(
-    input: RecordBatchStream,
-    descriptor: FlightDescriptor,
-) -> (Body, Fuse<oneshot::Receiver<Error>>, DropGuard) {
+fn upload(input: RecordBatchStream, descriptor: FlightDescriptor) -> (Body, Fuse<oneshot::Receiver<Error>>, DropGuard) {
     let (failed, failure) = oneshot::channel();
     let stop = CancellationToken::new();
     let failed = move |error| {

@@ -1,6 +1,7 @@
 //! One statement on an engine thread, its rows through a bounded channel.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
@@ -10,6 +11,8 @@ use arrow_array::{Int64Array, RecordBatch, StringArray};
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use duckdb::{
     Parameters,
+    arrow::ArrowArray,
+    connection::Connection,
     error::DuckDBError,
     query_result::{ArrowQueryResult, ResultType},
     statement::Statement,
@@ -69,16 +72,24 @@ impl Engine {
         let ended = ending.clone();
         self.pool.run(slot, move || {
             let failure = setup.input.as_ref().map(|(source, _)| source.failure.clone()).unwrap_or_default();
-            let mut answer = Answer { head: Some(head), rows, cancel: cancel.clone(), seen };
-            let outcome = run(&shared, &sql, &setup, &cancel, &mut answer).map_err(|error| failure.or(error));
-            if let Err(error) = shared.finish(&cancel, &answer.seen, outcome) {
-                // Before the channel closes with `answer`; the reader looks here when it has.
+            let mut answer = Answer { head: Some(head), whole: None, rows, cancel: cancel.clone(), seen };
+            let mut connection = None;
+            let outcome = run(&shared, &sql, &setup, &cancel, &mut answer, &mut connection);
+            let outcome = outcome.map_err(|error| failure.or(error));
+            let outcome = shared.finish(&cancel, &answer.seen, outcome);
+            let Answer { head, whole, rows, .. } = answer;
+            if let Err(error) = &outcome {
+                // Before the channel closes; the reader looks here when it has.
                 *lock(&ended) = Some(error.clone());
-                if let Some(head) = answer.head.take() {
-                    // A receiver that is gone needs no answer.
-                    let _ = head.send(Err(error));
-                }
             }
+            drop(rows);
+            if let Some(head) = head {
+                let schema = whole.ok_or_else(|| Error::internal("a statement ended without a schema"));
+                // A receiver that is gone needs no answer.
+                let _ = head.send(outcome.and(schema));
+            }
+            // Last: nobody waits for it.
+            drop(connection);
         });
         let schema = schema.await.map_err(|_| Error::internal("an engine thread ended without an answer"))??;
         Ok(RecordBatchStream::new(schema, Batches { batches, ending, _guard: guard }))
@@ -88,6 +99,8 @@ impl Engine {
 /// The two channels an engine thread answers through.
 struct Answer {
     head: Option<oneshot::Sender<Result<SchemaRef>>>,
+    /// The schema of an answer that goes out when all of it is there.
+    whole: Option<SchemaRef>,
     rows: mpsc::Sender<Waiting>,
     cancel: Cancel,
     seen: Arc<Seen>,
@@ -108,36 +121,47 @@ impl Answer {
     }
 }
 
-fn run(shared: &Shared, sql: &str, setup: &Setup, cancel: &Cancel, answer: &mut Answer) -> Result<()> {
-    let connection = shared.connect()?;
+/// `connection` is where the statement's connection is left.
+fn run(
+    shared: &Shared,
+    sql: &str,
+    setup: &Setup,
+    cancel: &Cancel,
+    answer: &mut Answer,
+    connection: &mut Option<Connection>,
+) -> Result<()> {
+    let connection = &*connection.insert(shared.connect()?);
     cancel.arm(connection.interrupt_handle())?;
     if let Some((source, prepare)) = &setup.input {
         source.stop_with(cancel);
         for sql in prepare {
-            shared.execute(&connection, sql)?;
+            shared.execute(connection, sql)?;
         }
     }
-    let statement = statement::parse(shared, &connection, sql)?;
-    shared.identify(&answer.seen, &connection, statement::class(statement::kind(&statement)?));
+    let statement = statement::parse(shared, connection, sql)?;
+    shared.identify(&answer.seen, connection, statement::class(statement::kind(&statement)?));
     let mut result = statement
-        .arrow_query(&connection, Parameters::None, Some(shared.config.database.batch_rows))
+        .arrow_query(connection, Parameters::None, Some(shared.config.database.batch_rows))
         .map_err(|error| shared.cause(&error))?;
     cancel.check()?;
-    stream(shared, &statement, &mut result, answer)
+    stream(shared, &statement, &mut result, setup.input.is_none(), answer)
 }
 
+/// `at_once`: a small answer may wait until all of it is there, which saves whoever waits for it several wake-ups. One
+/// that reads a stream may not: its client may wait for the schema before it sends.
 fn stream(
     shared: &Shared,
     statement: &Statement<'_>,
     result: &mut ArrowQueryResult<'_>,
+    at_once: bool,
     answer: &mut Answer,
 ) -> Result<()> {
     let cause = |error: duckdb::Error| shared.cause(&error);
+    let mut arrays = VecDeque::new();
     // A statement that expands to others (PRAGMA, PIVOT) knows its answer only after the first step.
-    let mut first = None;
     let shape = match result.result_type() {
         Err(error) if error.code == DuckDBError::InputMetadataDeferred => {
-            first = result.next_array().map_err(cause)?;
+            arrays.extend(result.next_array().map_err(cause)?);
             result.result_type().map_err(cause)?
         }
         shape => shape.map_err(cause)?,
@@ -148,7 +172,7 @@ fn stream(
         let status = Arc::new(StringArray::from(vec!["OK"]));
         let changed = Arc::new(Int64Array::from(vec![i64::try_from(changed).unwrap_or(i64::MAX)]));
         let row = RecordBatch::try_new(schema.clone(), vec![status, changed]).map_err(Error::internal)?;
-        answer.schema(schema)?;
+        answer.whole = Some(schema);
         return answer.batch(shared, row);
     }
     let mut importer = Importer::new(result.schema().map_err(cause)?)?;
@@ -156,11 +180,25 @@ fn stream(
         let types = super::catalog::column_types(shared, statement)?;
         importer.annotate(&types);
     }
+    if at_once {
+        if arrays.is_empty() {
+            arrays.extend(result.next_array().map_err(cause)?);
+        }
+        let short = |array: &ArrowArray| array.len() < shared.config.database.batch_rows;
+        if arrays.front().is_none_or(short) {
+            let next = result.next_array().map_err(cause)?;
+            if next.is_none() {
+                answer.whole = Some(importer.schema());
+                return arrays.pop_front().map_or(Ok(()), |array| answer.batch(shared, importer.batch(array)?));
+            }
+            arrays.extend(next);
+        }
+    }
     answer.schema(importer.schema())?;
     while let Some(array) =
-        first.take().map_or_else(|| result.next_array().map_err(cause).transpose(), |array| Some(Ok(array)))
+        arrays.pop_front().map_or_else(|| result.next_array().map_err(cause), |array| Ok(Some(array)))?
     {
-        answer.batch(shared, importer.batch(array?)?)?;
+        answer.batch(shared, importer.batch(array)?)?;
     }
     Ok(())
 }

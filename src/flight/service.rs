@@ -90,9 +90,8 @@ impl Caller {
         let identity = extensions.get::<Identity>().cloned();
         let call = extensions.get::<Call>().cloned();
         Ok(Self {
-            identity: identity.ok_or_else(|| {
-                Error::Unauthenticated("log in first: the call has no identity".into()).into_status()
-            })?,
+            identity: identity
+                .ok_or_else(|| Error::Unauthenticated("log in first: the call has no identity".into()).into_status())?,
             call: call.ok_or_else(|| Error::internal("the call is followed by nobody").into_status())?,
         })
     }

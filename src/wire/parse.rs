@@ -35,14 +35,29 @@ pub(super) struct Parser {
 
 enum State {
     /// Between messages: so much of the next one's prefix is there.
-    Prefix { bytes: [u8; PREFIX], have: usize },
+    Prefix {
+        bytes: [u8; PREFIX],
+        have: usize,
+    },
     /// Within a message, at a field's key.
     Key(Varint),
-    Length { field: u32, length: Varint },
-    Field { field: u32, bytes: BytesMut, wanted: usize },
-    Body { buffer: MutableBuffer, wanted: usize },
+    Length {
+        field: u32,
+        length: Varint,
+    },
+    Field {
+        field: u32,
+        bytes: BytesMut,
+        wanted: usize,
+    },
+    Body {
+        buffer: MutableBuffer,
+        wanted: usize,
+    },
     /// A field that nobody here knows.
-    Skip { left: usize },
+    Skip {
+        left: usize,
+    },
     SkipVarint,
 }
 
