@@ -13,6 +13,7 @@ mod health;
 mod progress;
 mod put;
 mod query;
+mod report;
 mod serve;
 mod transfer;
 mod user;
