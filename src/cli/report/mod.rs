@@ -98,6 +98,10 @@ impl Chart {
         });
         Self { title, height, bars: bars.collect() }
     }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bars.is_empty()
+    }
 }
 
 /// The versions and the machine that every report names.
