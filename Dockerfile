@@ -32,7 +32,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 FROM dependencies AS compile
 COPY askama.toml ./
 COPY src src
-COPY bench/flights.sql bench/
+COPY bench/flights.sql bench/lineitem.sql bench/
 ARG REVISION=unknown
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     MALLARD_REVISION=${REVISION} cargo build --release --locked

@@ -4,18 +4,22 @@
 //! allowed, 5 not found, 130 interrupted.
 
 mod actions;
+mod bench;
 mod config;
 mod connect;
 mod demo;
 mod exchange;
 mod files;
 mod health;
+mod moves;
 mod progress;
 mod put;
 mod query;
+mod report;
 mod serve;
 mod transfer;
 mod user;
+mod workload;
 
 use std::process::ExitCode;
 
@@ -60,6 +64,9 @@ enum Command {
     Health(health::Arguments),
     /// Move and verify 24 million rows between two servers, and measure it.
     Demo(demo::Arguments),
+    /// Measure your own servers: throughput of every operation and latencies of small queries, all of it verified.
+    #[command(override_usage = "mallard bench [OPTIONS] <URI> [URI2]")]
+    Bench(bench::Arguments),
     /// Show or check the configuration.
     Config(config::Arguments),
     /// Manage users.
@@ -79,6 +86,7 @@ impl Command {
             Self::Actions(_) => "mallard actions",
             Self::Health(_) => "mallard health",
             Self::Demo(_) => "mallard demo",
+            Self::Bench(_) => "mallard bench",
             _ => "mallard",
         }
     }
@@ -113,7 +121,7 @@ pub fn main() -> ExitCode {
 }
 
 async fn dispatch(command: Command) -> ExitCode {
-    let name = command.name();
+    let span = tracing::info_span!("mallard", otel.name = command.name());
     match command {
         // These have an end of their own.
         Command::Serve(arguments) => serve::run(arguments).await,
@@ -122,8 +130,9 @@ async fn dispatch(command: Command) -> ExitCode {
             clap_complete::generate(shell, &mut Arguments::command(), "mallard", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
+        Command::Bench(arguments) => finish(bench::run(arguments).instrument(span).await),
         command => tokio::select! {
-            outcome = run(command).instrument(tracing::info_span!("mallard", otel.name = name)) => finish(outcome),
+            outcome = run(command).instrument(span) => finish(outcome),
             _ = tokio::signal::ctrl_c() => {
                 // The command is dropped, and its cancellation has this long to reach the server.
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -144,7 +153,9 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::User(arguments) => user::run(&arguments).map(done),
         Command::Health(arguments) => health::run(&arguments).await,
         Command::Demo(arguments) => demo::run(arguments).await,
-        Command::Serve(_) | Command::Config(_) | Command::Completions { .. } => unreachable!("handled by dispatch"),
+        Command::Serve(_) | Command::Bench(_) | Command::Config(_) | Command::Completions { .. } => {
+            unreachable!("handled by dispatch")
+        }
     }
 }
 

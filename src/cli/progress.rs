@@ -3,7 +3,7 @@
 use std::{
     io::IsTerminal,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -16,9 +16,17 @@ use crate::stream::{RecordBatchStream, batch_bytes};
 /// Counts what passes and shows it. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Meter {
-    counts: Arc<(AtomicU64, AtomicU64)>,
+    counts: Arc<Counts>,
     start: Instant,
     bar: ProgressBar,
+}
+
+#[derive(Default)]
+struct Counts {
+    rows: AtomicU64,
+    bytes: AtomicU64,
+    /// When the first of them passed, from the start.
+    first: OnceLock<Duration>,
 }
 
 /// What passed, and in which time.
@@ -48,6 +56,11 @@ impl Meter {
         Self { counts: Arc::default(), start: Instant::now(), bar }
     }
 
+    /// Starts the clock, and shows nothing.
+    pub(super) fn silent() -> Self {
+        Self { counts: Arc::default(), start: Instant::now(), bar: ProgressBar::hidden() }
+    }
+
     /// The stream, counted as it passes.
     pub(super) fn watch(&self, stream: RecordBatchStream) -> RecordBatchStream {
         let meter = self.clone();
@@ -55,22 +68,28 @@ impl Meter {
     }
 
     pub(super) fn add(&self, rows: u64, bytes: u64) {
-        self.set(self.counts.0.load(Ordering::Relaxed) + rows, self.counts.1.load(Ordering::Relaxed) + bytes);
+        self.counts.first.get_or_init(|| self.start.elapsed());
+        self.set(self.counts.rows.load(Ordering::Relaxed) + rows, self.counts.bytes.load(Ordering::Relaxed) + bytes);
     }
 
     pub(super) fn set(&self, rows: u64, bytes: u64) {
-        self.counts.0.store(rows, Ordering::Relaxed);
-        self.counts.1.store(bytes, Ordering::Relaxed);
+        self.counts.rows.store(rows, Ordering::Relaxed);
+        self.counts.bytes.store(bytes, Ordering::Relaxed);
         self.bar.set_position(rows);
         let seconds = self.start.elapsed().as_secs_f64().max(1e-9);
         self.bar.set_message(format!("{}/s  {:.0} MB/s", short(rows as f64 / seconds), bytes as f64 / 1e6 / seconds));
+    }
+
+    /// Until the first batch passed.
+    pub(super) fn first_batch_seconds(&self) -> Option<f64> {
+        self.counts.first.get().map(Duration::as_secs_f64)
     }
 
     /// Stops the clock and takes the bar away.
     pub(super) fn finish(self) -> Measured {
         let seconds = self.start.elapsed().as_secs_f64();
         self.bar.finish_and_clear();
-        let (rows, bytes) = (self.counts.0.load(Ordering::Relaxed), self.counts.1.load(Ordering::Relaxed));
+        let (rows, bytes) = (self.counts.rows.load(Ordering::Relaxed), self.counts.bytes.load(Ordering::Relaxed));
         Measured { rows, bytes, seconds }
     }
 }

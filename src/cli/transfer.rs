@@ -3,18 +3,14 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use futures::StreamExt;
 use serde_json::json;
 
 use super::{
     connect::{LoginArguments, login},
+    moves,
     progress::{Meter, grouped},
 };
-use crate::{
-    error::{Error, Result},
-    location::Location,
-    transfer::Progress,
-};
+use crate::{error::Result, location::Location};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -80,17 +76,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<()> {
     }
     let client = arguments.login.connect(&arguments.to).await?;
     let meter = Meter::start("transfer", None);
-    let mut steps = client.action("transfer", &body).await?.boxed();
-    let mut last = None;
-    while let Some(step) = steps.next().await {
-        let step: Progress = serde_json::from_slice(&step?)
-            .map_err(|error| Error::Stream(format!("{}: not a transfer's progress: {error}", client.peer())))?;
-        meter.set(step.rows, step.bytes);
-        last = Some(step);
-    }
+    let done = moves::pull(&client, &body, &meter).await?;
     meter.finish();
-    let done = last.filter(|step| step.done);
-    let done = done.ok_or_else(|| Error::Stream(format!("{}: the transfer ended without a result", client.peer())))?;
     let how = match &done.hash {
         Some(hash) => format!("verified: count and hash {hash} are equal on both sides"),
         None => "verified by count only: the values were cast into the existing table".to_string(),

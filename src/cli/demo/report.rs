@@ -2,12 +2,13 @@
 
 use std::time::SystemTime;
 
-use askama::Template;
-use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
 
 use crate::{
-    cli::progress::{Measured, grouped, short},
+    cli::{
+        progress::{Measured, grouped, short},
+        report::{Chart, Page, Row, Table, cores, machine},
+    },
     engine::Engine,
     error::{Error, Result},
 };
@@ -87,22 +88,21 @@ impl Report {
             && self.operations.iter().all(|operation| operation.verified)
     }
 
+    fn table(&self) -> Table {
+        let rows =
+            self.operations.iter().map(|operation| Row { what: operation.what.clone(), cells: operation.cells() });
+        Table { header: HEADER.to_vec(), rows: rows.collect() }
+    }
+
     pub(super) fn text(&self) -> String {
-        let mut table = Table::new();
-        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(HEADER);
-        for operation in &self.operations {
-            table.add_row(operation.cells());
-        }
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
         let verdict = match &self.failure {
             Some(_) => "the walk was broken off",
             None if self.verified() => "everything was verified",
             None => "NOT everything was verified",
         };
         format!(
-            "{table}\n{verdict}: row counts, and hashes computed by DuckDB on both sides; MB are 10^6 bytes of Arrow data\n"
+            "{}\n{verdict}: row counts, and hashes computed by DuckDB on both sides; MB are 10^6 bytes of Arrow data\n",
+            self.table().text()
         )
     }
 
@@ -143,21 +143,14 @@ impl Report {
         format!("{report:#}\n")
     }
 
+    /// What the numbers depend on.
+    fn about(&self) -> String {
+        format!("{}; {}; flights: {}", machine(), self.servers, self.source)
+    }
+
     pub(super) fn markdown(&self) -> String {
-        let mut text = format!(
-            "# Mallard demo\n\nMallard {}, DuckDB {}, {} cores; {}; flights: {}; started {}.\n\n| {} |\n|---|---:|---:|---:|---:|---:|---|\n",
-            env!("CARGO_PKG_VERSION"),
-            Engine::duckdb_version(),
-            cores(),
-            self.servers,
-            self.source,
-            self.started(),
-            HEADER.join(" | ")
-        );
-        for operation in &self.operations {
-            text.push_str(&format!("| {} |\n", operation.cells().join(" | ")));
-        }
-        text.push('\n');
+        let table = self.table().markdown();
+        let mut text = format!("# Mallard demo\n\n{}; started {}.\n\n{table}\n", self.about(), self.started());
         for (what, verified) in &self.checks {
             text.push_str(&format!("- {what}: {}\n", if *verified { "verified" } else { "NOT VERIFIED" }));
         }
@@ -166,85 +159,26 @@ impl Report {
     }
 
     pub(super) fn html(&self) -> Result<String> {
-        let charts = [
-            Chart::new("Million rows a second", &self.operations, |Measured { rows, seconds, .. }| {
-                *rows as f64 / 1e6 / seconds.max(1e-9)
-            }),
-            Chart::new(
-                "MB a second (10⁶ bytes of Arrow data)",
-                &self.operations,
-                |Measured { bytes, seconds, .. }| *bytes as f64 / 1e6 / seconds.max(1e-9),
-            ),
-            Chart::new("Seconds", &self.operations, |measured| measured.seconds),
-        ];
-        let rows = self.operations.iter().map(|operation| (operation.what.clone(), operation.cells())).collect();
+        let chart = |title, value: fn(&Measured) -> f64| {
+            Chart::new(title, self.operations.iter().map(|operation| (operation.name, value(&operation.measured))))
+        };
         let page = Page {
-            version: env!("CARGO_PKG_VERSION"),
-            duckdb: Engine::duckdb_version(),
-            cores: cores(),
-            servers: &self.servers,
-            source: &self.source,
+            title: "Mallard demo",
             started: self.started(),
+            about: self.about(),
             verified: self.verified(),
             verdict: self.verdict(),
-            header: HEADER,
-            rows,
-            checks: &self.checks,
-            charts,
+            tables: vec![self.table()],
+            note: "Verified: row counts, and hashes computed by DuckDB on both sides. MB are 10⁶ bytes of Arrow data.",
+            charts: vec![
+                chart("Million rows a second", |measured| measured.rows as f64 / 1e6 / measured.seconds.max(1e-9)),
+                chart("MB a second (10⁶ bytes of Arrow data)", |measured| {
+                    measured.bytes as f64 / 1e6 / measured.seconds.max(1e-9)
+                }),
+                chart("Seconds", |measured| measured.seconds),
+            ],
+            checks: self.checks.clone(),
         };
-        page.render().map_err(Error::internal)
+        page.html()
     }
-}
-
-#[derive(Template)]
-#[template(path = "cli/demo/report.html")]
-struct Page<'a> {
-    version: &'static str,
-    duckdb: &'static str,
-    cores: usize,
-    servers: &'a str,
-    source: &'a str,
-    started: String,
-    verified: bool,
-    verdict: String,
-    header: [&'static str; 7],
-    rows: Vec<(String, Vec<String>)>,
-    checks: &'a [(String, bool)],
-    charts: [Chart; 3],
-}
-
-/// Horizontal bars, one an operation, drawn as inline SVG.
-struct Chart {
-    title: &'static str,
-    height: usize,
-    bars: Vec<Bar>,
-}
-
-struct Bar {
-    name: &'static str,
-    /// Of the top edge.
-    y: usize,
-    width: f64,
-    shown: String,
-}
-
-impl Chart {
-    const BAR: usize = 30;
-    const WIDEST: f64 = 420.0;
-
-    fn new(title: &'static str, operations: &[Operation], value: impl Fn(&Measured) -> f64) -> Self {
-        let values: Vec<f64> = operations.iter().map(|operation| value(&operation.measured)).collect();
-        let most = values.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
-        let bars = operations.iter().zip(&values).enumerate().map(|(index, (operation, value))| Bar {
-            name: operation.name,
-            y: index * Self::BAR,
-            width: (value / most * Self::WIDEST * 10.0).round() / 10.0,
-            shown: if *value < 10.0 { format!("{value:.3}") } else { format!("{value:.1}") },
-        });
-        Self { title, height: operations.len() * Self::BAR, bars: bars.collect() }
-    }
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }

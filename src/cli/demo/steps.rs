@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use arrow_array::{Array, RecordBatch, cast::AsArray};
-use futures::StreamExt;
 use serde_json::json;
 use tracing::Instrument;
 
@@ -14,17 +12,15 @@ use super::{
 use crate::{
     cli::{
         files,
+        moves::{self, act, drain, fingerprint, path, run, run_local},
         progress::{Measured, Meter, grouped},
+        workload::Workload,
     },
     client::Client,
     engine::{Engine, Fingerprint, literal},
-    error::{Error, Result},
-    stream::RecordBatchStream,
-    transfer::{Progress, first_row},
+    error::Result,
+    transfer::first_row,
 };
-
-/// One SELECT that makes `{rows}` flights: the table that the benchmark uses, too.
-const FLIGHTS: &str = include_str!("../../../bench/flights.sql");
 
 const BUILT_IN: &str = "my_streaming_exchanger";
 const REGISTERED: &str = "demo_exchanger";
@@ -47,7 +43,7 @@ impl<'a> Walk<'a> {
                 let told = path.display().to_string();
                 (format!("SELECT * FROM read_parquet({})", literal(&told)), None, told)
             }
-            None => (FLIGHTS.replace("{rows}", &rows.to_string()), Some(rows), "generated".to_string()),
+            None => (Workload::Flights.sql(rows), Some(rows), "generated".to_string()),
         };
         let report = Report::new(servers.describe(), told);
         Ok(Self { servers, clients, local, expected, source, report })
@@ -91,7 +87,7 @@ impl<'a> Walk<'a> {
         )
         .await?;
         run(second, "DROP TABLE IF EXISTS foo").await?;
-        let stored = second.put(&table("foo"), first.table(&table("foo")).await?).await?;
+        let stored = second.put(&path("foo"), first.table(&path("foo")).await?).await?;
         println!("   {} rows of foo went from server 1 to server 2, which shows:", stored.rows);
         let shown = self.local.render(second.query("SELECT * FROM foo ORDER BY id").await?, 0, 100).await?;
         for line in shown.trim_end().lines() {
@@ -118,23 +114,19 @@ impl<'a> Walk<'a> {
         }
         let [first, second] = self.clients.clone();
         let meter = Meter::start("PUT to server 1", Some(rows));
-        let stored = first.put(&table("flights"), meter.watch(self.local.query("FROM flights").await?)).await?;
+        let stored = first.put(&path("flights"), meter.watch(self.local.query("FROM flights").await?)).await?;
         let measured = meter.finish();
         let equal = stored.rows == rows && fingerprint(&first, "flights").await? == prepared;
         self.measure("PUT", "client to server 1, a new table", measured, equal);
 
         let meter = Meter::start("GET from server 1", Some(rows));
-        let mut answer = meter.watch(first.query("FROM flights").await?);
-        while let Some(batch) = answer.next().await {
-            batch?;
-        }
-        drop(answer);
+        drain(meter.watch(first.query("FROM flights").await?), drop).await?;
         let measured = meter.finish();
         // The content of this stream is what the relayed transfer stores and compares by hash.
         self.measure("GET", "server 1 to client, decoded and dropped", measured, measured.rows == rows);
 
         let meter = Meter::start("TRANSFER relayed by client", Some(rows));
-        second.put(&table("flights"), meter.watch(first.query("FROM flights").await?)).await?;
+        second.put(&path("flights"), meter.watch(first.query("FROM flights").await?)).await?;
         let measured = meter.finish();
         let equal = fingerprint(&second, "flights").await? == prepared;
         self.measure("TRANSFER relayed", "server 1 to client to server 2", measured, equal);
@@ -146,23 +138,11 @@ impl<'a> Walk<'a> {
     }
 
     async fn pull(&self, rows: u64) -> Result<(Measured, bool)> {
-        let mut body =
-            json!({"from": self.servers.locations[0].to_string(), "table": "flights", "to": "flights_pulled"});
-        if let Some(login) = &self.servers.login {
-            body["username"] = login.user.as_str().into();
-            body["password"] = login.password.reveal().into();
-        }
+        let from = &self.servers.locations[0];
+        let order = moves::order(from, self.servers.login.as_ref(), "flights", "flights_pulled", true);
         let meter = Meter::start("TRANSFER pulled by server 2", Some(rows));
-        let mut steps = self.clients[1].action("transfer", &body).await?.boxed();
-        let mut last = None;
-        while let Some(step) = steps.next().await {
-            let step: Progress = serde_json::from_slice(&step?).map_err(Error::internal)?;
-            meter.set(step.rows, step.bytes);
-            last = Some(step);
-        }
+        let last = moves::pull(&self.clients[1], &order, &meter).await?;
         meter.finish();
-        let last = last.filter(|step| step.done);
-        let last = last.ok_or_else(|| Error::Stream("the transfer ended without a result".into()))?;
         // The server's own seconds: they end with the commit and leave out the comparison of the hashes.
         let measured = Measured { rows: last.rows, bytes: last.bytes, seconds: last.seconds };
         Ok((measured, last.verified == Some(true)))
@@ -191,12 +171,9 @@ impl<'a> Walk<'a> {
         let rows: u64 = self.local.row("SELECT count(*)::VARCHAR FROM flights".into()).await?[0].parse().unwrap_or(0);
         let meter = Meter::start(&format!("EXCHANGE {name}"), Some(rows));
         // Counted once, on the way back.
-        let mut output: RecordBatchStream = meter.watch(self.clients[0].exchange(name, input).await?);
+        let output = meter.watch(self.clients[0].exchange(name, input).await?);
         let mut all_processed = true;
-        while let Some(batch) = output.next().await {
-            all_processed &= is_processed(&batch?);
-        }
-        drop(output);
+        drain(output, |batch| all_processed &= moves::is_processed(&batch)).await?;
         let measured = meter.finish();
         Ok((measured, all_processed && measured.rows == rows))
     }
@@ -221,35 +198,4 @@ impl<'a> Walk<'a> {
         println!("   {what}: {}", if verified { "verified" } else { "NOT VERIFIED" });
         self.report.check(what, verified);
     }
-}
-
-fn is_processed(batch: &RecordBatch) -> bool {
-    let Some(column) = batch.column_by_name("processed") else { return false };
-    let processed = column.as_boolean_opt();
-    processed.is_some_and(|column| column.null_count() == 0 && column.true_count() == batch.num_rows())
-}
-
-fn table(name: &str) -> [String; 1] {
-    [name.to_string()]
-}
-
-/// Runs a statement to its end.
-async fn run(client: &Client, sql: &str) -> Result<()> {
-    first_row(client.query(sql).await?).await.map(drop)
-}
-
-async fn run_local(local: &Engine, sql: &str) -> Result<()> {
-    first_row(local.query(sql).await?).await.map(drop)
-}
-
-async fn act(client: &Client, name: &str, body: &serde_json::Value) -> Result<()> {
-    let mut results = client.action(name, body).await?.boxed();
-    while let Some(result) = results.next().await {
-        result?;
-    }
-    Ok(())
-}
-
-async fn fingerprint(client: &Client, table: &str) -> Result<Fingerprint> {
-    Fingerprint::from_row(&first_row(client.query(&Fingerprint::sql(table)).await?).await?)
 }
