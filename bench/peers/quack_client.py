@@ -66,8 +66,8 @@ class QuackClient:
         result = self.database.execute(sql)
         names = [column[0] for column in result.description]
         rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
-        # The attached catalog has not noticed what was created or dropped by text: a CREATE TABLE of a name that it
-        # still knows would do nothing, and say so by an empty answer.
+        # The attached catalog has not noticed what was created or dropped by text: it finds no new table, and CREATE
+        # TABLE AS of a name that it still knows moves no rows and answers none, without an error.
         self.database.execute("CALL quack_clear_cache()")
         return {"rows": rows}
 
