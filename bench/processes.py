@@ -1,24 +1,28 @@
-"""Servers as processes of their own, and what Linux says of a process: CPU seconds and resident memory."""
+"""Processes that are measured, and what Linux says of one: CPU seconds and resident memory.
 
+It does not know what a process is for; contenders.py does.
+"""
+
+import json
 import os
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
-import pyarrow.flight as flight
-
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+# Quack pushes 24 million rows in half a minute; whatever needs this long has stopped.
+DEADLINE_SECONDS = 900
 
 
 class Process:
     def __init__(self, pid):
+        self.pid = pid
         self.directory = Path("/proc") / str(pid)
 
     def cpu_seconds(self):
-        # The name, in parentheses, may hold spaces; utime and stime are the 14th and 15th field of the whole line.
-        fields = (self.directory / "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+        # The clock id that clock_getcpuclockid(3) makes: all threads, also ended ones, in nanoseconds. /proc has ticks.
+        return time.clock_gettime((~self.pid << 3) | 2)
 
     def rss(self):
         return self._status("VmRSS")
@@ -36,47 +40,61 @@ class Process:
         raise ProcessLookupError(f"{self.directory} has no {key}: the process has ended")
 
 
-class Server(Process):
-    """A Flight server on a free loopback port; leaving the `with` block ends it."""
+class Child(Process):
+    """A process of ours; leaving the `with` block ends it."""
 
-    def __init__(self, command, environment=None):
-        port = free_port()
-        self.location = f"grpc://127.0.0.1:{port}"
-        arguments = [part.format(location=self.location, port=port) for part in command]
-        self.child = subprocess.Popen(arguments, env=os.environ | (environment or {}), stdout=subprocess.DEVNULL)
+    def __init__(self, command, environment=None, **pipes):
+        self.child = subprocess.Popen(command, env=os.environ | (environment or {}), **pipes)
         super().__init__(self.child.pid)
-        try:
-            self.client = self._connected()
-        except BaseException:
-            self.child.kill()
-            raise
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.client.close()
         self.child.terminate()
         try:
             self.child.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self.child.kill()
+            self.child.wait()
 
-    def query(self, sql):
-        return self.client.do_get(flight.Ticket(sql.encode())).read_all()
+    def has_ended(self):
+        return self.child.poll() is not None
 
-    def _connected(self):
-        deadline = time.monotonic() + 60
-        while True:
-            client = flight.connect(self.location)
-            try:
-                client.do_get(flight.Ticket(b"SELECT 1")).read_all()
-                return client
-            except flight.FlightUnavailableError:
-                client.close()
-                if self.child.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
+
+class Server(Child):
+    def __init__(self, command, environment=None):
+        super().__init__(command, environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+class Failed(Exception):
+    """A contender could not do its work, or did it wrong."""
+
+
+class Agent(Child):
+    """A client that takes one JSON object a line and answers with one: `mallard bench --stdin`, or one in clients/."""
+
+    def __init__(self, command, environment=None):
+        super().__init__(command, environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.name = Path(command[0]).name + " " + " ".join(command[1:])
+
+    def ask(self, request):
+        late = threading.Timer(DEADLINE_SECONDS, self.child.kill)
+        late.start()
+        try:
+            self.child.stdin.write(json.dumps(request) + "\n")
+            self.child.stdin.flush()
+            line = self.child.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            late.cancel()
+        if not line:
+            raise Failed(f"{self.name}: has ended")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise Failed(answer["error"])
+        return answer
 
 
 def settled_rss(processes):

@@ -1,181 +1,192 @@
-"""GET, PUT, TRANSFER and EXCHANGE against `mallard serve` and against the pyarrow baseline, in alternation.
+"""Mallard with each of its clients, and its peers, at the same work in alternation, in one run on one machine.
 
-Both get the same work from the same stock pyarrow client (operations.py); every server is a process of its own, and
-this one is the client. Needs Linux, for CPU seconds and memory out of /proc.
+contenders.py says who, operations.py and workloads.py what, measure.py how, floors.py what could not be beaten; report/
+writes it down. This process only conducts: servers and clients are processes of their own. Needs Linux.
 
-    pip install -r bench/requirements.txt
-    python bench/run.py --rows 24000000 --rounds 5
+    sh bench/run.sh --rounds 5
+    sh bench/run.sh --rows 1000000 --rounds 1 --without quack
 """
 
 import argparse
 import os
-import subprocess
+import shlex
 import sys
-import time
+import tempfile
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import duckdb
-import pyarrow as pa
-
+import floors
+import measure
 import operations
 import report
-from processes import Process, Server, settled_rss
+from contenders import KINDS, Cast
+from processes import Failed
+from workloads import FINGERPRINT, HERE, Workload
 
-HERE = Path(__file__).resolve().parent
-FLIGHTS = (HERE / "flights.sql").read_text()
-FINGERPRINT = "SELECT count(*) AS n, sum(hash(t))::VARCHAR AS h FROM {} t"
-# Divides DuckDB's row group of 122,880 rows.
-BATCH_ROWS = 61_440
+WORKLOADS = ("flights", "lineitem", "small")
 ONE_ROW_QUERIES = 300
-
-# Name, function, and which of the two servers stores the result as a table.
-OPERATIONS = [
-    ("GET", operations.get, None),
-    ("PUT", operations.put, 0),
-    ("TRANSFER relayed", operations.relay, 1),
-    ("TRANSFER pulled", operations.pull, 1),
-    ("TRANSFER pulled, verified by itself", partial(operations.pull, verify=True), 1),
-    ("EXCHANGE", operations.exchange, None),
-]
-# The baseline cannot pull: its relayed transfer stands against these.
-PULLED = {name for name, _, _ in OPERATIONS if "pulled" in name}
+CLIENTS = {
+    "sequential": {"clients": 1, "count": ONE_ROW_QUERIES},
+    "8 clients": {"clients": 8, "seconds": 2.0},
+}
 
 
 def main():
     arguments = parse_arguments()
-    flights = duckdb.sql(FLIGHTS.replace("{rows}", str(arguments.rows))).to_arrow_table().combine_chunks()
-    batches = flights.to_batches(max_chunksize=BATCH_ROWS)
-    expected = fingerprint_of(flights)
-
-    mallard = [str(arguments.mallard), "serve", "--location", "{location}", "--db", ":memory:"]
-    quiet = {"MALLARD__ADMIN__LISTEN": "off", "MALLARD__LOG__LEVEL": "error"}
-    baseline = [sys.executable, str(HERE / "peers" / "pyarrow_server.py"), "--port", "{port}"]
-    with ExitStack() as stack:
-        systems = {
-            "mallard": [stack.enter_context(Server(mallard, quiet)) for _ in range(2)],
-            "baseline": [stack.enter_context(Server(baseline)) for _ in range(2)],
-        }
-        for first, _ in systems.values():
-            first.query("CREATE TABLE flights AS " + FLIGHTS.replace("{rows}", str(arguments.rows)))
-            check("the generated table", fingerprint_on(first, "flights"), expected)
-
-        samples = {name: {system: [] for system in systems} for name, _, _ in OPERATIONS}
-        one_row = {system: [] for system in systems}
-        # Round 0 warms everything up and verifies by hash what reaches the client; it is not counted.
-        for number in range(arguments.rounds + 1):
-            # Whoever goes second finds a warmer machine, so the order changes from round to round.
-            order = sorted(systems, reverse=number % 2 == 1)
-            for name, operation, stored_on in OPERATIONS:
-                for system in order:
-                    if system == "baseline" and name in PULLED:
-                        continue
-                    print(f"round {number}: {name}, {system}", file=sys.stderr)
-                    kept = [] if number == 0 else None
-                    sample = measure(operation, systems[system], stored_on, batches, kept)
-                    verify(f"{name} by {system}", systems[system], stored_on, sample["rows"], kept, expected)
-                    if number > 0:
-                        samples[name][system].append(sample)
-            for system in order:
-                latencies = one_row_latencies(systems[system][0])
-                if number > 0:
-                    one_row[system].append(latencies)
-        versions = {
-            "mallard": output_of([str(arguments.mallard), "--version"]),
-            "DuckDB in mallard": systems["mallard"][0].query("SELECT version() AS v")["v"][0].as_py(),
-            "DuckDB in the baseline": systems["baseline"][0].query("SELECT version() AS v")["v"][0].as_py(),
-            "pyarrow": pa.__version__,
-            "Python": sys.version.split()[0],
-        }
-
-    for name in PULLED:
-        samples[name]["baseline"] = samples["TRANSFER relayed"]["baseline"]
-    report.write(
-        arguments.out,
-        rows=arguments.rows,
-        rounds=arguments.rounds,
-        bytes_per_row=sum(field.type.bit_width for field in flights.schema) / 8,
-        versions=versions,
-        samples=samples,
-        one_row=one_row,
-    )
+    results = {"command": command(arguments), "database": arguments.database, "tables": {}, "failures": []}
+    with tempfile.TemporaryDirectory(prefix="mallard-bench-") as directory:
+        for name in arguments.workloads:
+            folder = Path(directory) / name
+            folder.mkdir()
+            with ExitStack() as stack:
+                cast = Cast(stack, arguments, folder)
+                contenders = {key: cast.contender(key) for key in arguments.contenders}
+                if name == "small":
+                    results["small"] = one_row_queries(contenders, arguments, results)
+                else:
+                    workload = Workload(name, arguments.rows if name == "flights" else arguments.lineitem_rows)
+                    results["tables"][name] = tables_moved(workload, cast, contenders, arguments, results)
+                # Contenders that share servers share their DuckDB.
+                results["versions"] = {each.kind.servers: each.version() for each in contenders.values()}
+    report.write(results, arguments)
+    if results["failures"]:
+        sys.exit("\n".join(results["failures"]))
 
 
-def measure(operation, servers, stored_on, batches, kept):
-    processes = dict(zip(report.PROCESSES, [*servers, Process(os.getpid())]))
-    before = settled_rss(processes)
-    for process in processes.values():
-        process.reset_peak_rss()
-    cpu = {name: process.cpu_seconds() for name, process in processes.items()}
-    start = time.perf_counter()
-    rows = operation(*servers, batches, kept)
-    seconds = time.perf_counter() - start
-    sample = {"rows": rows, "seconds": seconds}
-    for name, process in processes.items():
-        sample[name] = {
-            "cpu_seconds": round(process.cpu_seconds() - cpu[name], 2),
-            "rss_before": before[name],
-            "rss_peak": process.peak_rss(),
-        }
-    for name, rss in settled_rss(processes).items():
-        sample[name]["rss_after"] = rss
-    for index, name in enumerate(report.PROCESSES):
-        # Where the operation stores a table, that table belongs to the level it is measured against.
-        level = "rss_after" if index == stored_on else "rss_before"
-        sample[name]["rss_above"] = sample[name]["rss_peak"] - sample[name][level]
-    return sample
+def tables_moved(workload, cast, contenders, arguments, results):
+    result = {"rows": workload.rows, "samples": {}, "floors": [], "slow_reader": {}}
+    expected = prepare(workload, cast, contenders, result)
+    by_itself = cast.agents.get("rust") or cast.agents.get("pyarrow")
+    result["engine_of_floors"] = "Mallard's engine" if "rust" in cast.agents else "Python's DuckDB"
+
+    # Round 0 warms everything up and verifies hashes; it is not counted.
+    for number in range(arguments.rounds + 1):
+        for operation in operations.ALL:
+            for contender in taking_turns(contenders, number, arguments.quack_rounds):
+                if operation in contender.kind.operations:
+                    sample = attempt(
+                        results,
+                        f"{workload.name}, round {number}: {operation.name}, {contender.kind.title}",
+                        partial(measure.sample, contender, operation, workload.name, expected, verify=number == 0),
+                    )
+                    if sample and number > 0:
+                        by_contender = result["samples"].setdefault(operation.name, {})
+                        by_contender.setdefault(contender.key, []).append(sample)
+        if by_itself:
+            alone = partial(floors.measure, result["bytes"], workload.name, by_itself, cast.directory)
+            sample = attempt(results, f"{workload.name}, round {number}: floors", alone)
+            if sample and number > 0:
+                result["floors"].append(sample)
+
+    for contender in contenders.values():
+        if contender.kind.client == "pyarrow":
+            what = f"{workload.name}: a slow reader, {contender.kind.title}"
+            slow = partial(measure.slow_reader, contender, workload.name, arguments.slow_seconds)
+            if sample := attempt(results, what, slow):
+                result["slow_reader"][contender.key] = sample
+    return result
 
 
-def verify(what, servers, stored_on, rows, kept, expected):
-    check(f"{what}: rows", rows, expected[0])
-    if kept:
-        check(f"{what}: hash of the rows received", fingerprint_of(pa.Table.from_batches(kept)), expected)
-    if stored_on is not None:
-        check(f"{what}: stored table", fingerprint_on(servers[stored_on], "arrived"), expected)
-        servers[stored_on].query("DROP TABLE arrived")
+def one_row_queries(contenders, arguments, results):
+    result = {"samples": {name: {} for name in CLIENTS}}
+    for number in range(arguments.rounds + 1):
+        for name, request in CLIENTS.items():
+            for contender in taking_turns(contenders, number, arguments.rounds):
+                what = f"one-row queries, round {number}: {name}, {contender.kind.title}"
+                sample = attempt(results, what, partial(measure.one_row, contender, request))
+                if sample and number > 0:
+                    result["samples"][name].setdefault(contender.key, []).append(sample)
+    return result
 
 
-def check(what, found, expected):
-    if found != expected:
-        sys.exit(f"{what}: found {found}, expected {expected}")
+def prepare(workload, cast, contenders, result):
+    """The table on every first server, and the same rows in every client; answers their number and hash."""
+    expected = None
+    filled = set()
+    for contender in contenders.values():
+        if contender.locations[0] not in filled:
+            filled.add(contender.locations[0])
+            say(f"{workload.name}: {workload.rows:,} rows on the server of {contender.kind.title}")
+            contender.sql(0, f"CREATE TABLE {workload.name} AS {workload.select}")
+            (found,) = contender.sql(0, FINGERPRINT.format(workload.name))
+            expected = expected or found
+            measure.check(f"the table of {contender.kind.title}", found, expected)
+    for name, agent in cast.agents.items():
+        if name == "control":
+            continue
+        answer = agent.ask({"operation": "generate", "workload": workload.name, "rows": workload.rows})
+        measure.check(f"rows in the {name} client", answer["rows"], expected["n"])
+        measure.check(f"hash of the rows in the {name} client", answer.get("hash", expected["h"]), expected["h"])
+        if "bytes" in answer:
+            result.setdefault("bytes", answer["bytes"])
+    return expected
 
 
-def fingerprint_of(table):
-    if "processed" in table.column_names:
-        table = table.drop_columns("processed")
-    with duckdb.connect() as connection:
-        connection.register("received", table)
-        return connection.execute(FINGERPRINT.format("received")).fetchall()[0]
+def taking_turns(contenders, number, quack_rounds):
+    """Whoever comes later finds a warmer machine, so another one begins in each round."""
+    keys = list(contenders)
+    first = number % len(keys)
+    return [contenders[key] for key in keys[first:] + keys[:first] if key != "quack" or number <= quack_rounds]
 
 
-def fingerprint_on(server, table):
-    answer = server.query(FINGERPRINT.format(table))
-    return answer["n"][0].as_py(), answer["h"][0].as_py()
+def attempt(results, what, measured):
+    """What one contender cannot do is reported, and ends the run with 1, but not before the others are measured."""
+    say(what)
+    try:
+        return measured()
+    except Failed as error:
+        results["failures"].append(f"{what}: {' '.join(str(error).split())}")
+        say(f"failed: {error}")
+        return None
 
 
-def one_row_latencies(server):
-    latencies = []
-    for _ in range(ONE_ROW_QUERIES):
-        start = time.perf_counter()
-        server.query("SELECT 1")
-        latencies.append(time.perf_counter() - start)
-    return latencies
-
-
-def output_of(command):
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+def say(what):
+    print(what, file=sys.stderr, flush=True)
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=24_000_000, help="rows of the flights table (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
-    parser.add_argument("--mallard", type=Path, help="the mallard binary (default: the release build)")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="where the JSON and Markdown reports go")
+    add = parser.add_argument
+    add("--rows", type=int, default=24_000_000, help="rows of flights (default: %(default)s)")
+    add("--lineitem-rows", type=int, help="rows of lineitem (default: a quarter of --rows)")
+    add("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
+    add("--quack-rounds", type=int, default=1, help="Quack's, which pushes for half a minute (default: %(default)s)")
+    add("--workloads", default=",".join(WORKLOADS), help="some of them (default: %(default)s)")
+    add("--without", action="append", default=[], choices=KINDS, help="leave a contender out; may be repeated")
+    add("--database", choices=("memory", "file"), default="memory", help="of every server (default: %(default)s)")
+    add("--slow-seconds", type=float, default=8, help="of the reader of one batch a second (default: %(default)s)")
+    add("--mallard", type=Path, help="the mallard binary (default: the release build)")
+    add("--rust-client", help="command of the Rust client (default: `mallard bench --stdin` of that binary)")
+    add("--quack-python", type=Path, help="Python of the environment of requirements-quack.txt")
+    add("--out", type=Path, default=HERE / "results", help="where the JSON, Markdown and HTML reports go")
+    add("--update", action="store_true", help="also write bench/RESULTS.md, bench/charts/ and README's block")
     arguments = parser.parse_args()
+    asked = arguments.workloads.split(",")
+    if unknown := set(asked) - set(WORKLOADS):
+        parser.error(f"no such workload: {', '.join(unknown)}")
+    arguments.workloads = [name for name in WORKLOADS if name in asked]
+    arguments.lineitem_rows = arguments.lineitem_rows or arguments.rows // 4
+    arguments.contenders = [key for key in KINDS if key not in arguments.without]
+    if "quack" in arguments.contenders and not arguments.quack_python:
+        parser.error("run bench/run.sh, give --quack-python, or leave Quack out: --without quack")
     arguments.mallard = arguments.mallard or release_build() or parser.error("no release build found: give --mallard")
+    arguments.rust_client = arguments.rust_client or f"{shlex.quote(str(arguments.mallard))} bench --stdin"
     return arguments
+
+
+def command(arguments):
+    """What shows it again, on any machine."""
+    parts = ["sh bench/run.sh", f"--rows {arguments.rows}", f"--rounds {arguments.rounds}"]
+    if arguments.lineitem_rows != arguments.rows // 4:
+        parts.append(f"--lineitem-rows {arguments.lineitem_rows}")
+    if arguments.quack_rounds != 1:
+        parts.append(f"--quack-rounds {arguments.quack_rounds}")
+    if arguments.workloads != list(WORKLOADS):
+        parts.append(f"--workloads {','.join(arguments.workloads)}")
+    if arguments.database != "memory":
+        parts.append(f"--database {arguments.database}")
+    return " ".join(parts + [f"--without {key}" for key in arguments.without])
 
 
 def release_build():
@@ -185,4 +196,7 @@ def release_build():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Failed as error:
+        sys.exit(f"cannot start: {error}")

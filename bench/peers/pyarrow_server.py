@@ -17,8 +17,8 @@ import pyarrow.flight as flight
 
 
 class Baseline(flight.FlightServerBase):
-    def __init__(self, location):
-        self.database = duckdb.connect(":memory:")
+    def __init__(self, location, path):
+        self.database = duckdb.connect(path)
         # The first call may arrive before this returns.
         super().__init__(location)
 
@@ -43,7 +43,9 @@ class Baseline(flight.FlightServerBase):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--port", type=int, default=8815)
-    server = Baseline(f"grpc://127.0.0.1:{arguments.parse_args().port}")
+    arguments.add_argument("--db", default=":memory:")
+    arguments = arguments.parse_args()
+    server = Baseline(f"grpc://127.0.0.1:{arguments.port}", arguments.db)
     signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
     server.serve()
 
