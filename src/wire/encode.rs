@@ -48,15 +48,15 @@ pub fn encode(
         Ok(options) => options,
         Err(error) => return futures::stream::iter([Err(error)]).boxed(),
     };
-    let size = sending.message_size;
     FlightDataEncoderBuilder::new()
         .with_schema(stream.schema())
         .with_options(options)
-        .with_max_flight_data_size(size.bytes())
+        // Batches are in pieces already; the encoder would count a shared buffer once for each slice of it.
+        .with_max_flight_data_size(usize::MAX)
         // An ENUM leaves as a dictionary.
         .with_dictionary_handling(DictionaryHandling::Resend)
         .with_flight_descriptor(descriptor)
-        .build(in_pieces(stream, size).map_err(|error| FlightError::ExternalError(Box::new(error))))
+        .build(in_pieces(stream, sending.message_size).map_err(|error| FlightError::ExternalError(Box::new(error))))
         .map(|item| item.map_err(cause))
         .boxed()
 }
@@ -96,8 +96,7 @@ pub(super) fn frames(
     futures::stream::iter([Ok(first)]).chain(messages).boxed()
 }
 
-/// Halves batches until each is near the size: the encoder splits by rows alone, as if all were equally long. One row
-/// that is longer than the size stays whole.
+/// Halves batches until each is near the size. One row that is longer than the size stays whole.
 fn in_pieces(stream: RecordBatchStream, size: Size) -> impl Stream<Item = Result<RecordBatch>> + Send + 'static {
     fn halve(batch: RecordBatch, size: u64, pieces: &mut Vec<Result<RecordBatch>>) {
         let rows = batch.num_rows();
