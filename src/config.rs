@@ -33,6 +33,7 @@ pub struct Config {
 #[derive(Debug, Clone)]
 pub struct Server {
     pub location: Location,
+    pub unix_socket: Option<PathBuf>,
     pub public_location: Option<Location>,
     pub drain_delay: Span,
     pub grace_period: Span,
@@ -124,6 +125,7 @@ impl Default for Config {
         Self {
             server: Server {
                 location: Location::Tcp { host: "127.0.0.1".into(), port: 8815 },
+                unix_socket: None,
                 public_location: None,
                 drain_delay: Span(Duration::ZERO),
                 grace_period: Span(Duration::from_secs(30)),
@@ -210,6 +212,10 @@ const KEYS: &[Key] = &[
     key!(
         server.location,
         "Where Flight is served: grpc://HOST:PORT, grpc+tcp://HOST:PORT or grpc+unix:///path. Port 0 picks a free one."
+    ),
+    key!(
+        server.unix_socket,
+        "Path of a Unix socket on which Flight is served, too: grpc+unix:///path, the cheaper way for clients on this machine. Empty means none."
     ),
     key!(
         server.public_location,
