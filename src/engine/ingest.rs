@@ -209,10 +209,17 @@ impl Work<'_> {
         };
         let names: Vec<String> = columns.iter().map(|column| quote(&column.name)).collect();
         let insert = format!("INSERT INTO {table} ({}) SELECT {select} FROM {call}", names.join(", "));
-        let mut result = connection.query(insert, Parameters::None).map_err(|error| shared.cause(&error))?;
-        cancel.check()?;
-        let rows = result.drain().map_err(|error| shared.cause(&error))? as u64;
-        drop(result);
+        let mut rows = 0;
+        // More than one statement where the sender is slow: its rows are waited for here, and not by DuckDB's workers.
+        loop {
+            let mut result =
+                connection.query(insert.as_str(), Parameters::None).map_err(|error| shared.cause(&error))?;
+            cancel.check()?;
+            rows += result.drain().map_err(|error| shared.cause(&error))? as u64;
+            if !self.source.wait(&shared.metrics)? {
+                break;
+            }
+        }
         let fingerprint = if comparable {
             let after = self.fingerprint(connection, &table)?;
             Some(Fingerprint { rows: after.rows - before.rows, hash: after.hash - before.hash })

@@ -70,9 +70,9 @@ where
             let answered = match deadline {
                 None => answering.await,
                 // The client has given up by now; this is for what it may have left behind.
-                Some(patience) => tokio::time::timeout(patience, answering)
-                    .await
-                    .unwrap_or_else(|_elapsed| Ok(Status::deadline_exceeded("the call's deadline has passed").into_http())),
+                Some(patience) => tokio::time::timeout(patience, answering).await.unwrap_or_else(|_elapsed| {
+                    Ok(Status::deadline_exceeded("the call's deadline has passed").into_http())
+                }),
             };
             let (parts, body) = answered?.into_parts();
             // From here on the body ends the call.

@@ -70,6 +70,8 @@ impl Framer {
     /// The messages of one batch: new dictionaries, then the batch itself.
     pub(super) fn frame(&mut self, batch: &RecordBatch) -> Result<Vec<Segments>> {
         let mut buffers = VecDeque::from(self.encoder.encode(batch).map_err(cause)?);
+        // Bitmaps without a NULL, and columns without a row: they would stand between messages.
+        buffers.retain(|buffer| !buffer.is_empty());
         let mut messages = Vec::with_capacity(1);
         while !buffers.is_empty() {
             let (header, body) = next_message(&mut buffers)?;
