@@ -100,6 +100,7 @@ MAY_BE_ZERO = {
     ("Connections", "A"),
     ("Running and queued", "A"),
     ("Running and queued", "B"),
+    ("Running and queued", "D"),
     ("Pool in use by server", "A"),
     ("Buffered in streams", "A"),
     ("Exchanges running and registered", "A"),
