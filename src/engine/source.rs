@@ -129,21 +129,17 @@ impl Source {
         self.incoming.stop.get_or_init(|| cancel.token());
     }
 
-    /// Waits for rows on this thread where workers have left a slow sender alone; whether there are any for a further
-    /// statement.
+    /// Waits on this thread until there are rows for a statement; false at the stream's end.
     pub(super) fn wait(&self, metrics: &Metrics) -> Result<bool> {
         let mut queue = lock(&self.incoming.queue);
-        if queue.ended {
-            return Ok(false);
-        }
-        if std::mem::take(&mut queue.paused) {
+        if queue.rest.is_none() {
             metrics.ingests_waiting.inc();
             let received = self.incoming.receive(&mut queue, None);
             metrics.ingests_waiting.dec();
             queue.rest = received.map_err(|error| self.failure.or(Error::Stream(error.message)))?;
         }
-        queue.opened = false;
-        Ok(queue.rest.is_some() || !queue.ended)
+        (queue.paused, queue.opened) = (false, false);
+        Ok(queue.rest.is_some())
     }
 
     /// The table function call that reads the stream, as SQL.

@@ -92,6 +92,50 @@ async fn slow_senders_hold_no_worker_and_lose_nothing() {
     }
 }
 
+/// Whatever a sender's pauses make of the statements, and whatever was in the table, all rows are found, in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn pauses_lose_no_rows_whatever_their_place() {
+    let mut config = test_config();
+    config.database.threads = 2;
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    let waiting = || async { server.metric("mallard_ingests_waiting").await == 1.0 };
+    let sizes = [0, 1, 5, 2048, 122_879, 122_880, 122_881, 300_000];
+    let mut cases = Vec::new();
+    for first in sizes {
+        cases.extend(sizes.map(|second| vec![first, second]));
+    }
+    cases.extend([vec![5, 300_000, 5, 300_000], vec![300_000, 5, 5, 300_000], vec![1, 1, 1, 250_000]]);
+    for (number, parts) in cases.into_iter().enumerate() {
+        let name = format!("paused{number}");
+        let (sender, mut batches) = tokio::sync::mpsc::channel(1);
+        let schema = numbers(0..0).schema();
+        let stream = futures::stream::poll_fn(move |cx| batches.poll_recv(cx));
+        let put = tokio::spawn({
+            let (client, name) = (client.clone(), name.clone());
+            let stream = RecordBatchStream::new(schema, stream);
+            async move { client.put(&table(&name), stream).await }
+        });
+        let mut at = 0;
+        for part in &parts {
+            until("the server waits for rows", waiting).await;
+            sender.send(Ok(numbers(at..at + part))).await.unwrap();
+            at += part;
+            if *part > 0 {
+                until("the rows are taken", || async { server.metric("mallard_ingests_waiting").await == 0.0 }).await;
+            }
+        }
+        drop(sender);
+        assert_eq!(put.await.unwrap().unwrap().rows, at as u64, "{parts:?}");
+        // Appended to what is there.
+        let more = RecordBatchStream::from_batches(numbers(0..0).schema(), vec![numbers(at..at + 200_000)]);
+        client.put(&table(&name), more).await.unwrap();
+        at += 200_000;
+        let seen = row(&client, &format!("SELECT count(*) FILTER (id <> rowid), count(*) FROM {name}")).await;
+        assert_eq!(seen, ["0".to_string(), at.to_string()], "{parts:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_small_batches_keep_their_order() {
     let server = TestServer::start().await;
