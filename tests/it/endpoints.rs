@@ -83,7 +83,14 @@ async fn cancel(server: &TestServer, info: &FlightInfo) -> CancelStatus {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_row_comes_exactly_once_and_the_statement_runs_once() {
-    let server = TestServer::start().await;
+    for standard_path in [false, true] {
+        let mut config = test_config();
+        config.wire.standard_path = standard_path;
+        every_row_comes_exactly_once(TestServer::with(config).await).await;
+    }
+}
+
+async fn every_row_comes_exactly_once(server: TestServer) {
     run(&server.client().await, &format!("CREATE TABLE t AS SELECT range AS i FROM range({ROWS})")).await;
     let expected: Vec<i64> = (0..ROWS as i64).collect();
     for endpoints in [1, 2, 4] {
@@ -184,7 +191,7 @@ async fn ticket_is_good_for_one_use() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tickets_are_their_users_and_their_processs() {
+async fn tickets_belong_to_their_user_and_their_process() {
     let with_two = || {
         let mut config = with_login(test_config());
         config.auth.users.insert("bob".into(), Credential::Password(Secret::new(PASSWORD)));
