@@ -16,6 +16,9 @@ use crate::location::Location;
 
 const ENV_PREFIX: &str = "MALLARD__";
 
+/// Endpoints of one result at most. Each is a ticket in the FlightInfo and a connection that its reader opens.
+pub const MAX_ENDPOINTS: usize = 64;
+
 #[derive(Debug, Clone)]
 pub struct Config {
     pub server: Server,
@@ -90,6 +93,8 @@ pub struct Limits {
     pub max_message_size: Size,
     pub send_message_size: Size,
     pub sql_length: Size,
+    pub endpoints: usize,
+    pub shared_results: usize,
 }
 
 /// How streams travel.
@@ -160,6 +165,8 @@ impl Default for Config {
                 max_message_size: Size::mib(64),
                 send_message_size: Size::mib(2),
                 sql_length: Size(256 * 1024),
+                endpoints: 1,
+                shared_results: 64,
             },
             wire: Wire::default(),
             log: Log { level: "info".into(), format: LogFormat::Text },
@@ -293,6 +300,11 @@ const KEYS: &[Key] = &[
         "Record batches are split by rows to stay near this size. Stock clients refuse messages above 4 MiB."
     ),
     key!(limits.sql_length, "Longest SQL text accepted."),
+    key!(
+        limits.endpoints,
+        "Endpoints in a FlightInfo, 1 to 64: connections that may drain one result together, in no order. The header x-mallard-endpoints of a call wins."
+    ),
+    key!(limits.shared_results, "Results with several endpoints whose statements may run at once."),
     key!(
         wire.compression,
         "Arrow IPC compression of record batches sent: none, lz4 or zstd. The header x-mallard-ipc-compression of a call wins. Worth it where the network is slower than the processor."
@@ -515,11 +527,16 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
         ("database.batch_rows", config.database.batch_rows),
         ("ingest.workers", config.ingest.workers),
         ("limits.queries", config.limits.queries),
+        ("limits.endpoints", config.limits.endpoints),
         ("auth.max_logins", config.auth.max_logins),
     ] {
         if value == 0 {
             mistakes.push(format!("{key}: must be at least 1 (from {})", source(key)));
         }
+    }
+    if config.limits.endpoints > MAX_ENDPOINTS {
+        let source = source("limits.endpoints");
+        mistakes.push(format!("limits.endpoints: must be at most {MAX_ENDPOINTS} (from {source})"));
     }
     // What HTTP/2 allows (RFC 9113, 6.5.2).
     for (key, value, range) in [

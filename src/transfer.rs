@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     client::{Client, Login},
-    config::Secret,
+    config::{MAX_ENDPOINTS, Secret},
     engine::{Engine, Fingerprint, Mode, TableName},
     error::{Error, Result},
     location::Location,
@@ -39,6 +39,8 @@ pub struct Request {
     mode: RequestMode,
     #[serde(default = "yes")]
     verify: bool,
+    #[serde(default = "one")]
+    endpoints: usize,
 }
 
 /// A text; what is given in its place is not shown in the error.
@@ -64,6 +66,10 @@ enum RequestMode {
 
 fn yes() -> bool {
     true
+}
+
+fn one() -> usize {
+    1
 }
 
 /// What a transfer says: how far it is, and in the last one that it is done.
@@ -93,6 +99,7 @@ pub struct Transfer {
     to: TableName,
     mode: Mode,
     verify: bool,
+    endpoints: usize,
 }
 
 enum What {
@@ -123,7 +130,11 @@ impl Transfer {
             RequestMode::Append => Mode::CreateOrAppend,
             RequestMode::Replace => Mode::Replace,
         };
-        Ok(Self { from, login, what, to, mode, verify: request.verify })
+        let (verify, endpoints) = (request.verify, request.endpoints);
+        if !(1..=MAX_ENDPOINTS).contains(&endpoints) {
+            return Err(Error::invalid(format!("endpoints must be 1 to {MAX_ENDPOINTS}")));
+        }
+        Ok(Self { from, login, what, to, mode, verify, endpoints })
     }
 
     /// Runs the transfer. Dropping the stream rolls it back.
@@ -154,8 +165,8 @@ impl Transfer {
     async fn pull(self, engine: &Engine, counter: &Arc<Counter>, metrics: &Metrics) -> Result<Progress> {
         let source = Client::connect(&self.from, self.login.as_ref()).await?;
         let (input, relation) = match &self.what {
-            What::Table(table) => (source.table(table.parts()).await?, table.sql()),
-            What::Query(query) => (source.query(query).await?, format!("({query}\n)")),
+            What::Table(table) => (source.table_endpoints(table.parts(), self.endpoints).await?, table.sql()),
+            What::Query(query) => (source.query_endpoints(query, self.endpoints).await?, format!("({query}\n)")),
         };
         let (counted, metrics) = (counter.clone(), metrics.clone());
         let input = input.inspect(move |batch| {

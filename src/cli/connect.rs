@@ -2,11 +2,11 @@
 
 use std::{io::IsTerminal, path::PathBuf};
 
-use clap::Args;
+use clap::{Args, builder::RangedI64ValueParser};
 
 use crate::{
     client::{Client, Login},
-    config::Secret,
+    config::{MAX_ENDPOINTS, Secret},
     error::{Error, Result},
     location::Location,
 };
@@ -29,6 +29,11 @@ impl LoginArguments {
     pub(super) async fn connect(&self, location: &Location) -> Result<Client> {
         Client::connect(location, self.login()?.as_ref()).await
     }
+}
+
+/// Of `--endpoints`.
+pub(super) fn endpoints() -> RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(1..=MAX_ENDPOINTS as i64)
 }
 
 /// The login of `user`, if one is named.

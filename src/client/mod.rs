@@ -1,6 +1,7 @@
 //! The Flight client that the command line, the demo and transfers use.
 
 mod connect;
+mod endpoints;
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use tower::{Service, ServiceExt};
 
 pub use connect::Login;
+pub use endpoints::ENDPOINTS_HEADER;
 
 use crate::{
     config::{Compression, Size},
@@ -57,22 +59,20 @@ pub struct Stored {
 impl Client {
     /// Connects and, with a login, exchanges the password for a bearer token.
     pub async fn connect(location: &Location, login: Option<&Login>) -> Result<Self> {
-        let channel = connect::channel(location).await?;
-        let flight = FlightServiceClient::new(channel.clone())
-            .max_decoding_message_size(usize::MAX)
-            .max_encoding_message_size(usize::MAX);
-        let mut client = Self {
-            flight,
-            channel,
-            headers: Headers::default(),
-            location: location.clone(),
-            peer: location.to_string(),
-        };
+        let mut client = Self::open(location, Headers::default()).await?;
         if let Some(login) = login {
             let (span, request) = client.request("Handshake", futures::stream::empty::<HandshakeRequest>());
             client.headers = span.of(login.exchange(&mut client.flight, &client.peer, request)).await?;
         }
         Ok(client)
+    }
+
+    async fn open(location: &Location, headers: Headers) -> Result<Self> {
+        let channel = connect::channel(location).await?;
+        let flight = FlightServiceClient::new(channel.clone())
+            .max_decoding_message_size(usize::MAX)
+            .max_encoding_message_size(usize::MAX);
+        Ok(Self { flight, channel, headers, location: location.clone(), peer: location.to_string() })
     }
 
     /// Where this client is connected.
@@ -129,13 +129,21 @@ impl Client {
 
     /// The rows of a table, named by its parts.
     pub async fn table(&self, path: &[String]) -> Result<RecordBatchStream> {
-        let info = self.info(FlightDescriptor::new_path(path.to_vec())).await?;
+        let info = self.info_of(FlightDescriptor::new_path(path.to_vec()), Some(1)).await?;
         let ticket = info.endpoint.into_iter().find_map(|endpoint| endpoint.ticket);
         self.get(ticket.ok_or_else(|| Error::Stream(format!("{}: the FlightInfo has no ticket", self.peer)))?).await
     }
 
     pub async fn info(&self, descriptor: FlightDescriptor) -> Result<FlightInfo> {
-        let (span, request) = self.request("GetFlightInfo", descriptor);
+        self.info_of(descriptor, None).await
+    }
+
+    /// With so many endpoints, or as many as the server is configured to answer.
+    async fn info_of(&self, descriptor: FlightDescriptor, endpoints: Option<usize>) -> Result<FlightInfo> {
+        let (span, mut request) = self.request("GetFlightInfo", descriptor);
+        if let Some(count) = endpoints {
+            request.metadata_mut().insert(ENDPOINTS_HEADER, count.into());
+        }
         let mut flight = self.flight.clone();
         let answer = async { flight.get_flight_info(request).await.map_err(|status| self.broken()(&status)) };
         Ok(span.of(answer).await?.into_inner())

@@ -8,6 +8,7 @@ mod bad_input;
 mod bench;
 mod cli;
 mod config;
+mod endpoints;
 mod exchange;
 mod get;
 mod info;
