@@ -830,12 +830,15 @@ macro_rules! words {
     };
 }
 
-words!(Compression {
-    #[default]
-    None = "none",
-    Lz4 = "lz4",
-    Zstd = "zstd",
-});
+words!(
+    /// IPC compression of record batches.
+    Compression {
+        #[default]
+        None = "none",
+        Lz4 = "lz4",
+        Zstd = "zstd",
+    }
+);
 
 words!(LogFormat {
     #[default]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     client::{Client, Login},
-    config::{MAX_ENDPOINTS, Secret},
+    config::{Compression, MAX_ENDPOINTS, Secret},
     engine::{Engine, Fingerprint, Mode, TableName},
     error::{Error, Result},
     location::Location,
@@ -41,6 +41,7 @@ pub struct Request {
     verify: bool,
     #[serde(default = "one")]
     endpoints: usize,
+    compression: Option<String>,
 }
 
 /// A text; what is given in its place is not shown in the error.
@@ -100,6 +101,7 @@ pub struct Transfer {
     mode: Mode,
     verify: bool,
     endpoints: usize,
+    compression: Option<Compression>,
 }
 
 enum What {
@@ -134,7 +136,9 @@ impl Transfer {
         if !(1..=MAX_ENDPOINTS).contains(&endpoints) {
             return Err(Error::invalid(format!("endpoints must be 1 to {MAX_ENDPOINTS}")));
         }
-        Ok(Self { from, login, what, to, mode, verify, endpoints })
+        let compression = request.compression.map(|word| word.parse()).transpose();
+        let compression = compression.map_err(|why: String| Error::invalid(format!("compression {why}")))?;
+        Ok(Self { from, login, what, to, mode, verify, endpoints, compression })
     }
 
     /// Runs the transfer. Dropping the stream rolls it back.
@@ -163,7 +167,7 @@ impl Transfer {
     }
 
     async fn pull(self, engine: &Engine, counter: &Arc<Counter>, metrics: &Metrics) -> Result<Progress> {
-        let source = Client::connect(&self.from, self.login.as_ref()).await?;
+        let source = Client::connect(&self.from, self.login.as_ref()).await?.compressing(self.compression);
         let (input, relation) = match &self.what {
             What::Table(table) => (source.table_endpoints(table.parts(), self.endpoints).await?, table.sql()),
             What::Query(query) => (source.query_endpoints(query, self.endpoints).await?, format!("({query}\n)")),

@@ -10,7 +10,7 @@ use super::{
     moves,
     progress::{Meter, grouped},
 };
-use crate::{error::Result, location::Location};
+use crate::{config::Compression, error::Result, location::Location};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -71,6 +71,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<()> {
         ("to", arguments.into.as_deref()),
         ("username", there.as_ref().map(|login| login.user.as_str())),
         ("password", there.as_ref().map(|login| login.password.reveal())),
+        ("compression", arguments.login.compression.map(Compression::word)),
     ];
     if arguments.endpoints > 1 {
         body["endpoints"] = arguments.endpoints.into();

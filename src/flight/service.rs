@@ -23,7 +23,7 @@ use crate::{
     exchange::Registry,
     stream::{RecordBatchStream, batch_bytes},
     telemetry::{Call, Direction, Metrics},
-    wire::{self, Sending},
+    wire::{self, COMPRESSION_HEADER, Sending},
 };
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -86,9 +86,6 @@ pub(super) fn counted(call: &Call, direction: Direction, stream: RecordBatchStre
     let call = call.clone();
     stream.inspect(move |batch| call.moved(direction, batch.num_rows() as u64, batch_bytes(batch)))
 }
-
-/// The header of a call that asks for IPC compression, in place of the configuration's word.
-const COMPRESSION_HEADER: &str = "x-mallard-ipc-compression";
 
 /// Who calls, and the call itself.
 pub(super) struct Caller {

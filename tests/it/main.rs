@@ -7,6 +7,7 @@ mod auth;
 mod bad_input;
 mod bench;
 mod cli;
+mod compression;
 mod config;
 mod endpoints;
 mod exchange;
