@@ -19,3 +19,4 @@ mod telemetry;
 mod tidy;
 mod traces;
 mod transfer;
+mod wire;
