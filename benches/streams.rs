@@ -1,28 +1,33 @@
 //! Encode, decode and round trip by shape and rows, and DuckDB's way out by rows per record batch.
 //!
-//! Bytes and copies per iteration: encode reads every buffer once and writes it once (arrow-ipc's copy into the message
-//! body); decode reads the body once (validation) and copies it where it is not aligned; a round trip adds two copies in
-//! tonic, two in the kernel, and DuckDB's own conversion. `cargo bench` runs all; `cargo bench -- scan` one group.
+//! Bytes and copies per iteration: the standard encoder writes every buffer once, into the message's body (tonic would
+//! copy that once more), and the wire path none. Decoding reads the body once (validation); the standard path gets it
+//! aligned by chance, or copies it, and the wire path copies it out of the frames. A round trip adds the kernel's copies. `cargo bench` runs all; `cargo bench -- scan` one group.
 
 use std::{hint::black_box, sync::Arc, time::Duration};
 
 use arrow_array::{ArrayRef, Float64Array, Int16Array, Int64Array, RecordBatch, StringArray};
+use arrow_flight::FlightData;
+use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use futures::{StreamExt, TryStreamExt};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use mallard::{
     client::Client,
-    config::{Config, Listen, Size},
+    config::{Compression, Config, Listen, Size},
     engine::Engine,
     location::Location,
     server::Server,
     stream::{RecordBatchStream, batch_bytes},
     telemetry::Metrics,
-    wire,
+    wire::{self, Sending},
 };
+use prost::Message;
 use tokio::runtime::Runtime;
-use tonic::Status;
+use tonic::{Status, body::Body};
 
-const MESSAGE: Size = Size::mib(2);
+const SENDING: Sending = Sending { message_size: Size::mib(2), compression: Compression::None };
 const ROWS: [usize; 3] = [1_000, 30_720, 122_880];
 
 /// Name and a batch of so many rows.
@@ -45,15 +50,44 @@ fn stream(batch: &RecordBatch) -> RecordBatchStream {
     RecordBatchStream::from_batches(batch.schema(), vec![batch.clone()])
 }
 
+/// The data frames of a body.
+async fn frames(mut body: Body) -> Vec<Bytes> {
+    let mut frames = Vec::new();
+    while let Some(frame) = body.frame().await {
+        frames.extend(frame.expect("no error").into_data());
+    }
+    frames
+}
+
+/// The messages as they are in an HTTP/2 body.
+fn body_of(messages: &[FlightData]) -> Bytes {
+    let mut body = Vec::new();
+    for message in messages {
+        body.push(0);
+        body.extend(u32::try_from(message.encoded_len()).expect("small").to_be_bytes());
+        message.encode(&mut body).expect("a vector has room");
+    }
+    body.into()
+}
+
+/// HTTP/2 frames as our own server and client take them.
+const FRAME: usize = 1024 * 1024;
+
 fn encode(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("a runtime");
     let mut group = criterion.benchmark_group("encode");
     for rows in ROWS {
         for (shape, batch) in shapes(rows) {
             group.throughput(Throughput::Bytes(batch_bytes(&batch)));
-            group.bench_function(BenchmarkId::new(shape, rows), |bencher| {
+            group.bench_function(BenchmarkId::new(format!("wire/{shape}"), rows), |bencher| {
                 bencher.to_async(&runtime).iter(async || {
-                    let messages: Vec<_> = wire::encode(stream(&batch), MESSAGE, None).collect().await;
+                    let body = wire::respond(std::future::ready(Ok(stream(&batch))), SENDING).into_body();
+                    black_box(frames(body).await)
+                });
+            });
+            group.bench_function(BenchmarkId::new(format!("standard/{shape}"), rows), |bencher| {
+                bencher.to_async(&runtime).iter(async || {
+                    let messages: Vec<_> = wire::encode(stream(&batch), SENDING, None).collect().await;
                     black_box(messages)
                 });
             });
@@ -66,10 +100,21 @@ fn decode(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decode");
     for rows in ROWS {
         for (shape, batch) in shapes(rows) {
-            let encoded = wire::encode(stream(&batch), MESSAGE, None).try_collect::<Vec<_>>();
+            let encoded = wire::encode(stream(&batch), SENDING, None).try_collect::<Vec<_>>();
             let encoded = runtime.block_on(encoded).expect("encodes");
             group.throughput(Throughput::Bytes(batch_bytes(&batch)));
-            group.bench_function(BenchmarkId::new(shape, rows), |bencher| {
+            let whole = body_of(&encoded);
+            group.bench_function(BenchmarkId::new(format!("wire/{shape}"), rows), |bencher| {
+                bencher.to_async(&runtime).iter(async || {
+                    let pieces = whole.chunks(FRAME).map(|piece| Ok(Frame::data(whole.slice_ref(piece))));
+                    let pieces: Vec<Result<_, Status>> = pieces.collect();
+                    let body = Body::new(StreamBody::new(futures::stream::iter(pieces)));
+                    let broken = |status: &Status| mallard::error::Error::Stream(status.to_string());
+                    let decoded = wire::decode(wire::request(body, usize::MAX), broken).await.expect("decodes");
+                    black_box(decoded.try_collect::<Vec<_>>().await.expect("decodes"))
+                });
+            });
+            group.bench_function(BenchmarkId::new(format!("standard/{shape}"), rows), |bencher| {
                 bencher.to_async(&runtime).iter(async || {
                     let messages = futures::stream::iter(encoded.clone().into_iter().map(Ok::<_, Status>));
                     let broken = |status: &Status| mallard::error::Error::Stream(status.to_string());

@@ -16,6 +16,9 @@ use crate::location::Location;
 
 const ENV_PREFIX: &str = "MALLARD__";
 
+/// Endpoints of one result at most. Each is a ticket in the FlightInfo and a connection that its reader opens.
+pub const MAX_ENDPOINTS: usize = 64;
+
 #[derive(Debug, Clone)]
 pub struct Config {
     pub server: Server,
@@ -33,6 +36,7 @@ pub struct Config {
 #[derive(Debug, Clone)]
 pub struct Server {
     pub location: Location,
+    pub unix_socket: Option<PathBuf>,
     pub public_location: Option<Location>,
     pub drain_delay: Span,
     pub grace_period: Span,
@@ -89,6 +93,8 @@ pub struct Limits {
     pub max_message_size: Size,
     pub send_message_size: Size,
     pub sql_length: Size,
+    pub endpoints: usize,
+    pub shared_results: usize,
 }
 
 /// How streams travel.
@@ -124,6 +130,7 @@ impl Default for Config {
         Self {
             server: Server {
                 location: Location::Tcp { host: "127.0.0.1".into(), port: 8815 },
+                unix_socket: None,
                 public_location: None,
                 drain_delay: Span(Duration::ZERO),
                 grace_period: Span(Duration::from_secs(30)),
@@ -158,6 +165,8 @@ impl Default for Config {
                 max_message_size: Size::mib(64),
                 send_message_size: Size::mib(2),
                 sql_length: Size(256 * 1024),
+                endpoints: 1,
+                shared_results: 64,
             },
             wire: Wire::default(),
             log: Log { level: "info".into(), format: LogFormat::Text },
@@ -210,6 +219,10 @@ const KEYS: &[Key] = &[
     key!(
         server.location,
         "Where Flight is served: grpc://HOST:PORT, grpc+tcp://HOST:PORT or grpc+unix:///path. Port 0 picks a free one."
+    ),
+    key!(
+        server.unix_socket,
+        "Path of a Unix socket on which Flight is served, too: grpc+unix:///path, the cheaper way for clients on this machine. Empty means none."
     ),
     key!(
         server.public_location,
@@ -287,6 +300,11 @@ const KEYS: &[Key] = &[
         "Record batches are split by rows to stay near this size. Stock clients refuse messages above 4 MiB."
     ),
     key!(limits.sql_length, "Longest SQL text accepted."),
+    key!(
+        limits.endpoints,
+        "Endpoints in a FlightInfo, 1 to 64: connections that may drain one result together, in no order. The header x-mallard-endpoints of a call wins."
+    ),
+    key!(limits.shared_results, "Results with several endpoints whose statements may run at once."),
     key!(
         wire.compression,
         "Arrow IPC compression of record batches sent: none, lz4 or zstd. The header x-mallard-ipc-compression of a call wins. Worth it where the network is slower than the processor."
@@ -509,11 +527,16 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
         ("database.batch_rows", config.database.batch_rows),
         ("ingest.workers", config.ingest.workers),
         ("limits.queries", config.limits.queries),
+        ("limits.endpoints", config.limits.endpoints),
         ("auth.max_logins", config.auth.max_logins),
     ] {
         if value == 0 {
             mistakes.push(format!("{key}: must be at least 1 (from {})", source(key)));
         }
+    }
+    if config.limits.endpoints > MAX_ENDPOINTS {
+        let source = source("limits.endpoints");
+        mistakes.push(format!("limits.endpoints: must be at most {MAX_ENDPOINTS} (from {source})"));
     }
     // What HTTP/2 allows (RFC 9113, 6.5.2).
     for (key, value, range) in [
@@ -807,12 +830,15 @@ macro_rules! words {
     };
 }
 
-words!(Compression {
-    #[default]
-    None = "none",
-    Lz4 = "lz4",
-    Zstd = "zstd",
-});
+words!(
+    /// IPC compression of record batches.
+    Compression {
+        #[default]
+        None = "none",
+        Lz4 = "lz4",
+        Zstd = "zstd",
+    }
+);
 
 words!(LogFormat {
     #[default]

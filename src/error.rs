@@ -42,6 +42,12 @@ pub enum Error {
     /// Another transaction was in the way; the same write may succeed when repeated.
     #[error("{0}")]
     Conflict(String),
+    /// A ticket that is good for one use was used already.
+    #[error("{0}")]
+    Spent(String),
+    /// Others have to read a result together with this caller, and one of them did not. All of it may be asked for again.
+    #[error("{0}")]
+    Abandoned(String),
     #[error("server is draining")]
     Draining,
     #[error("server is starting: the database is not open yet")]
@@ -88,8 +94,8 @@ impl Error {
             Self::Limit { .. } => Code::ResourceExhausted,
             Self::Timeout(_) => Code::DeadlineExceeded,
             Self::Cancelled => Code::Cancelled,
-            Self::Constraint(_) => Code::FailedPrecondition,
-            Self::Conflict(_) | Self::Unverified(_) => Code::Aborted,
+            Self::Constraint(_) | Self::Spent(_) => Code::FailedPrecondition,
+            Self::Conflict(_) | Self::Unverified(_) | Self::Abandoned(_) => Code::Aborted,
             Self::Draining | Self::Starting | Self::Unreachable(_) => Code::Unavailable,
             Self::Unsupported(_) => Code::Unimplemented,
             Self::Remote { code, .. } => *code,

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     client::{Client, Login},
-    config::Secret,
+    config::{Compression, MAX_ENDPOINTS, Secret},
     engine::{Engine, Fingerprint, Mode, TableName},
     error::{Error, Result},
     location::Location,
@@ -39,6 +39,9 @@ pub struct Request {
     mode: RequestMode,
     #[serde(default = "yes")]
     verify: bool,
+    #[serde(default = "one")]
+    endpoints: usize,
+    compression: Option<String>,
 }
 
 /// A text; what is given in its place is not shown in the error.
@@ -64,6 +67,10 @@ enum RequestMode {
 
 fn yes() -> bool {
     true
+}
+
+fn one() -> usize {
+    1
 }
 
 /// What a transfer says: how far it is, and in the last one that it is done.
@@ -93,6 +100,8 @@ pub struct Transfer {
     to: TableName,
     mode: Mode,
     verify: bool,
+    endpoints: usize,
+    compression: Option<Compression>,
 }
 
 enum What {
@@ -123,7 +132,13 @@ impl Transfer {
             RequestMode::Append => Mode::CreateOrAppend,
             RequestMode::Replace => Mode::Replace,
         };
-        Ok(Self { from, login, what, to, mode, verify: request.verify })
+        let (verify, endpoints) = (request.verify, request.endpoints);
+        if !(1..=MAX_ENDPOINTS).contains(&endpoints) {
+            return Err(Error::invalid(format!("endpoints must be 1 to {MAX_ENDPOINTS}")));
+        }
+        let compression = request.compression.map(|word| word.parse()).transpose();
+        let compression = compression.map_err(|why: String| Error::invalid(format!("compression {why}")))?;
+        Ok(Self { from, login, what, to, mode, verify, endpoints, compression })
     }
 
     /// Runs the transfer. Dropping the stream rolls it back.
@@ -152,10 +167,10 @@ impl Transfer {
     }
 
     async fn pull(self, engine: &Engine, counter: &Arc<Counter>, metrics: &Metrics) -> Result<Progress> {
-        let source = Client::connect(&self.from, self.login.as_ref()).await?;
+        let source = Client::connect(&self.from, self.login.as_ref()).await?.compressing(self.compression);
         let (input, relation) = match &self.what {
-            What::Table(table) => (source.table(table.parts()).await?, table.sql()),
-            What::Query(query) => (source.query(query).await?, format!("({query}\n)")),
+            What::Table(table) => (source.table_endpoints(table.parts(), self.endpoints).await?, table.sql()),
+            What::Query(query) => (source.query_endpoints(query, self.endpoints).await?, format!("({query}\n)")),
         };
         let (counted, metrics) = (counter.clone(), metrics.clone());
         let input = input.inspect(move |batch| {

@@ -36,13 +36,13 @@ class PyarrowClient:
     def get(self, request):
         with measured() as answer:
             arrivals = Arrivals(request.get("verify"))
-            for chunk in self._first(request).do_get(all_of(request)):
+            for chunk in self._first(request).do_get(all_of(request), compressed(request)):
                 arrivals.add(chunk.data)
         return answer | arrivals.answer() | hash_of(arrivals.kept)
 
     def put(self, request):
         with measured() as answer:
-            writer, _ = self._first(request).do_put(target(request), self.batches[0].schema)
+            writer, _ = self._first(request).do_put(target(request), self.batches[0].schema, compressed(request))
             with writer:
                 for batch in self.batches:
                     writer.write_batch(batch)
@@ -157,6 +157,15 @@ def connect(location):
 
 def ask(connection, sql):
     return connection.do_get(flight.Ticket(sql.encode())).read_all()
+
+
+def compressed(request):
+    """Call options: the IPC compression that the request names, asked of the server and done here."""
+    codec = request.get("compression", "none")
+    return flight.FlightCallOptions(
+        headers=[(b"x-mallard-ipc-compression", codec.encode())] if codec != "none" else [],
+        write_options=pa.ipc.IpcWriteOptions(compression=None if codec == "none" else codec),
+    )
 
 
 def all_of(request):

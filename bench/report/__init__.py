@@ -57,13 +57,19 @@ def update(report):
     readme.write_text(f"{before}{BEGIN}\n{markdown.in_short(report, in_millions)}\n{END}{after}")
 
 
-def origin(results, arguments):
+def machine():
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    program = subprocess.check_output([str(arguments.mallard), "--version"], text=True).strip()
     return {
         "processor": f"{processor()}, {CORES} cores",
         "memory": f"{memory / (1 << 30):.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def origin(results, arguments):
+    program = subprocess.check_output([str(arguments.mallard), "--version"], text=True).strip()
+    return {
+        **machine(),
         "mallard": program,
         **{f"DuckDB of {title}": duckdb for title, duckdb in results["versions"].items()},
         "Python's DuckDB": version("duckdb"),

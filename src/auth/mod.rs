@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 
 pub use layer::AuthLayer;
 pub use password::hash_password;
-pub use token::TicketClaims;
+pub use token::{Place, TicketClaims};
 
 use crate::{
     config::{self, Credential, Secret},
@@ -173,9 +173,10 @@ impl Authenticator {
         Ok((identity, Some(token)))
     }
 
-    /// A ticket that GetFlightInfo hands out: bound to the user and the statement.
-    pub fn ticket(&self, identity: &Identity, sql: &str) -> Result<(Vec<u8>, Duration)> {
-        self.0.tokens.ticket(identity, sql)
+    /// Tickets that GetFlightInfo hands out for one result: bound to the user and the statement, and where they are
+    /// several, to their place in the result and to this process.
+    pub fn tickets(&self, identity: &Identity, sql: &str, count: usize) -> Result<(Vec<Vec<u8>>, Duration)> {
+        self.0.tokens.tickets(identity, sql, count)
     }
 
     /// The claims of such a ticket, or `None` where the bytes are no ticket of ours.

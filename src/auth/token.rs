@@ -22,6 +22,8 @@ pub(super) struct Tokens {
     signing: EncodingKey,
     checking: DecodingKey,
     life: Duration,
+    /// Tells this process from others that have the same key: replicas, and itself before a restart.
+    process: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -36,16 +38,39 @@ struct BearerClaims {
 pub struct TicketClaims {
     aud: String,
     sub: String,
-    exp: u64,
-    /// Tells tickets of the same statement apart, for CancelFlightInfo.
+    /// The last second, since 1970, in which the ticket is good.
+    pub exp: u64,
+    /// The result's; it tells tickets of the same statement apart.
     pub id: String,
     pub sql: String,
+    /// Where the result has several endpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+}
+
+/// One of the endpoints of a result.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Place {
+    /// From 0.
+    pub index: usize,
+    /// How many there are.
+    pub of: usize,
+    process: String,
+}
+
+impl TicketClaims {
+    /// For how long the ticket is good.
+    pub fn left(&self) -> Duration {
+        let end = Duration::from_secs(self.exp.saturating_add(1));
+        end.saturating_sub(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+    }
 }
 
 impl Tokens {
     pub(super) fn new(key: Option<&Secret>, life: Duration) -> Self {
         let key = key.map_or_else(random_bytes::<32>, |key| key.reveal().as_bytes().to_vec());
-        Self { signing: EncodingKey::from_secret(&key), checking: DecodingKey::from_secret(&key), life }
+        let (signing, checking) = (EncodingKey::from_secret(&key), DecodingKey::from_secret(&key));
+        Self { signing, checking, life, process: random_hex() }
     }
 
     fn expiry(&self) -> u64 {
@@ -68,11 +93,14 @@ impl Tokens {
         Ok(Identity { user: claims.sub })
     }
 
-    pub(super) fn ticket(&self, identity: &Identity, sql: &str) -> Result<(Vec<u8>, Duration)> {
-        let id = random_bytes::<12>().iter().map(|byte| format!("{byte:02x}")).collect();
-        let (sub, sql, exp) = (identity.user.clone(), sql.to_string(), self.expiry());
-        let token = self.sign(&TicketClaims { aud: TICKET.into(), sub, exp, id, sql })?;
-        Ok(([TICKET_PREFIX, token.as_bytes()].concat(), self.life))
+    pub(super) fn tickets(&self, identity: &Identity, sql: &str, count: usize) -> Result<(Vec<Vec<u8>>, Duration)> {
+        let (sub, sql, exp, id) = (identity.user.clone(), sql.to_string(), self.expiry(), random_hex());
+        let mut claims = TicketClaims { aud: TICKET.into(), sub, exp, id, sql, place: None };
+        let tickets = (0..count).map(|index| {
+            claims.place = (count > 1).then(|| Place { index, of: count, process: self.process.clone() });
+            Ok([TICKET_PREFIX, self.sign(&claims)?.as_bytes()].concat())
+        });
+        Ok((tickets.collect::<Result<_>>()?, self.life))
     }
 
     pub(super) fn read_ticket(&self, identity: &Identity, ticket: &[u8]) -> Result<Option<TicketClaims>> {
@@ -86,6 +114,13 @@ impl Tokens {
         })?;
         if claims.sub != identity.user {
             return Err(Error::Denied("the ticket was handed out to another user".into()));
+        }
+        // Nobody else knows which of its endpoints were read already, and reading one again would repeat rows.
+        if claims.place.as_ref().is_some_and(|place| place.process != self.process) {
+            return Err(Error::NotFound(
+                "the ticket is one of several of another server, or from before a restart; ask GetFlightInfo again"
+                    .into(),
+            ));
         }
         Ok(Some(claims))
     }
@@ -103,6 +138,10 @@ impl Tokens {
             Err(error) => Err(error.into_kind()),
         }
     }
+}
+
+fn random_hex() -> String {
+    random_bytes::<12>().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn random_bytes<const N: usize>() -> Vec<u8> {

@@ -2,11 +2,11 @@
 
 use std::{io::IsTerminal, path::PathBuf};
 
-use clap::Args;
+use clap::{Args, builder::RangedI64ValueParser};
 
 use crate::{
     client::{Client, Login},
-    config::Secret,
+    config::{Compression, MAX_ENDPOINTS, Secret},
     error::{Error, Result},
     location::Location,
 };
@@ -19,6 +19,10 @@ pub(super) struct LoginArguments {
     /// File that holds the password
     #[arg(long, env = "MALLARD_PASSWORD_FILE", value_name = "FILE")]
     password_file: Option<PathBuf>,
+    /// IPC compression of what is sent and asked for, where the network is slower than the processors: none, lz4, zstd;
+    /// by default the server's configuration decides
+    #[arg(long, env = "MALLARD_COMPRESSION")]
+    pub(super) compression: Option<Compression>,
 }
 
 impl LoginArguments {
@@ -27,8 +31,13 @@ impl LoginArguments {
     }
 
     pub(super) async fn connect(&self, location: &Location) -> Result<Client> {
-        Client::connect(location, self.login()?.as_ref()).await
+        Ok(Client::connect(location, self.login()?.as_ref()).await?.compressing(self.compression))
     }
+}
+
+/// Of `--endpoints`.
+pub(super) fn endpoints() -> RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(1..=MAX_ENDPOINTS as i64)
 }
 
 /// The login of `user`, if one is named.

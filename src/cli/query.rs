@@ -2,7 +2,10 @@
 
 use clap::Args;
 
-use super::{connect::LoginArguments, files::OutputArguments};
+use super::{
+    connect::{self, LoginArguments},
+    files::OutputArguments,
+};
 use crate::{error::Result, location::Location};
 
 #[derive(Args)]
@@ -11,6 +14,9 @@ pub(super) struct Arguments {
     uri: Location,
     /// One SQL statement
     sql: String,
+    /// Read over so many connections at once; rows then come in no order
+    #[arg(long, default_value_t = 1, value_parser = connect::endpoints(), value_name = "COUNT")]
+    endpoints: u16,
     #[command(flatten)]
     output: OutputArguments,
     #[command(flatten)]
@@ -19,6 +25,6 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments) -> Result<()> {
     let client = arguments.login.connect(&arguments.uri).await?;
-    let rows = client.query(&arguments.sql).await?;
+    let rows = client.query_endpoints(&arguments.sql, arguments.endpoints.into()).await?;
     arguments.output.write("query", rows).await
 }

@@ -6,11 +6,11 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{
-    connect::{LoginArguments, login},
+    connect::{LoginArguments, endpoints, login},
     moves,
     progress::{Meter, grouped},
 };
-use crate::{error::Result, location::Location};
+use crate::{config::Compression, error::Result, location::Location};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -30,6 +30,9 @@ pub(super) struct Arguments {
     /// What to do with the table there
     #[arg(long, value_enum, default_value_t = Mode::Create)]
     mode: Mode,
+    /// Pull over so many connections at once; rows are then stored in no order
+    #[arg(long, default_value_t = 1, value_parser = endpoints(), value_name = "COUNT")]
+    endpoints: u16,
     #[command(flatten)]
     login: LoginArguments,
     /// User at the server to read from; by default the same login as at the other. Password: MALLARD_FROM_PASSWORD,
@@ -68,7 +71,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<()> {
         ("to", arguments.into.as_deref()),
         ("username", there.as_ref().map(|login| login.user.as_str())),
         ("password", there.as_ref().map(|login| login.password.reveal())),
+        ("compression", arguments.login.compression.map(Compression::word)),
     ];
+    if arguments.endpoints > 1 {
+        body["endpoints"] = arguments.endpoints.into();
+    }
     for (key, value) in optional {
         if let Some(value) = value {
             body[key] = value.into();

@@ -14,9 +14,10 @@ use tonic::{
 use tower::service_fn;
 
 use crate::{
-    config::Secret,
+    config::{Compression, Secret},
     error::{Error, Result},
     location::Location,
+    wire::COMPRESSION_HEADER,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,12 +37,18 @@ impl fmt::Debug for Login {
 
 /// The headers that go with every call.
 #[derive(Clone, Default)]
-pub(super) struct Headers(Option<MetadataValue<Ascii>>);
+pub(super) struct Headers {
+    pub(super) authorization: Option<MetadataValue<Ascii>>,
+    pub(super) compression: Option<Compression>,
+}
 
 impl Headers {
     pub(super) fn apply<T>(&self, mut request: Request<T>) -> Request<T> {
-        if let Some(authorization) = &self.0 {
+        if let Some(authorization) = &self.authorization {
             request.metadata_mut().insert("authorization", authorization.clone());
+        }
+        if let Some(compression) = self.compression {
+            request.metadata_mut().insert(COMPRESSION_HEADER, MetadataValue::from_static(compression.word()));
         }
         request
     }
@@ -54,17 +61,18 @@ impl Login {
         flight: &mut FlightServiceClient<Channel>,
         peer: &str,
         request: Request<stream::Empty<HandshakeRequest>>,
-    ) -> Result<Headers> {
+    ) -> Result<MetadataValue<Ascii>> {
         let basic = BASE64.encode(format!("{}:{}", self.user, self.password.reveal()));
         let mut basic: MetadataValue<Ascii> = format!("Basic {basic}").parse().map_err(Error::internal)?;
         basic.set_sensitive(true);
-        let request = Headers(Some(basic)).apply(request);
+        let mut request = request;
+        request.metadata_mut().insert("authorization", basic);
         let answer = flight.handshake(request).await.map_err(|status| Error::from_status(peer, &status))?;
         let token = answer.metadata().get("authorization").cloned();
         let mut token =
             token.ok_or_else(|| Error::Unauthenticated(format!("{peer}: the handshake answered no bearer token")))?;
         token.set_sensitive(true);
-        Ok(Headers(Some(token)))
+        Ok(token)
     }
 }
 

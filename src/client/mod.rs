@@ -1,6 +1,7 @@
 //! The Flight client that the command line, the demo and transfers use.
 
 mod connect;
+mod endpoints;
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use tower::{Service, ServiceExt};
 
 pub use connect::Login;
+pub use endpoints::ENDPOINTS_HEADER;
 
 use crate::{
     config::{Compression, Size},
@@ -35,7 +37,7 @@ use crate::{
 use connect::Headers;
 
 /// Messages towards the server stay near this size.
-const SENDING: Sending = Sending { message_size: Size::mib(2), compression: Compression::None };
+const MESSAGE_SIZE: Size = Size::mib(2);
 
 /// One connection to a Mallard, or to any Flight server. Cheap to clone.
 #[derive(Clone)]
@@ -57,22 +59,28 @@ pub struct Stored {
 impl Client {
     /// Connects and, with a login, exchanges the password for a bearer token.
     pub async fn connect(location: &Location, login: Option<&Login>) -> Result<Self> {
+        let mut client = Self::open(location, Headers::default()).await?;
+        if let Some(login) = login {
+            let (span, request) = client.request("Handshake", futures::stream::empty::<HandshakeRequest>());
+            client.headers.authorization =
+                Some(span.of(login.exchange(&mut client.flight, &client.peer, request)).await?);
+        }
+        Ok(client)
+    }
+
+    async fn open(location: &Location, headers: Headers) -> Result<Self> {
         let channel = connect::channel(location).await?;
         let flight = FlightServiceClient::new(channel.clone())
             .max_decoding_message_size(usize::MAX)
             .max_encoding_message_size(usize::MAX);
-        let mut client = Self {
-            flight,
-            channel,
-            headers: Headers::default(),
-            location: location.clone(),
-            peer: location.to_string(),
-        };
-        if let Some(login) = login {
-            let (span, request) = client.request("Handshake", futures::stream::empty::<HandshakeRequest>());
-            client.headers = span.of(login.exchange(&mut client.flight, &client.peer, request)).await?;
-        }
-        Ok(client)
+        Ok(Self { flight, channel, headers, location: location.clone(), peer: location.to_string() })
+    }
+
+    /// Compresses the record batches it sends, and asks the server for the same; where the network is slower than the
+    /// processors. `None` leaves it to the server's configuration.
+    pub fn compressing(mut self, compression: Option<Compression>) -> Self {
+        self.headers.compression = compression;
+        self
     }
 
     /// Where this client is connected.
@@ -129,13 +137,21 @@ impl Client {
 
     /// The rows of a table, named by its parts.
     pub async fn table(&self, path: &[String]) -> Result<RecordBatchStream> {
-        let info = self.info(FlightDescriptor::new_path(path.to_vec())).await?;
+        let info = self.info_of(FlightDescriptor::new_path(path.to_vec()), Some(1)).await?;
         let ticket = info.endpoint.into_iter().find_map(|endpoint| endpoint.ticket);
         self.get(ticket.ok_or_else(|| Error::Stream(format!("{}: the FlightInfo has no ticket", self.peer)))?).await
     }
 
     pub async fn info(&self, descriptor: FlightDescriptor) -> Result<FlightInfo> {
-        let (span, request) = self.request("GetFlightInfo", descriptor);
+        self.info_of(descriptor, None).await
+    }
+
+    /// With so many endpoints, or as many as the server is configured to answer.
+    async fn info_of(&self, descriptor: FlightDescriptor, endpoints: Option<usize>) -> Result<FlightInfo> {
+        let (span, mut request) = self.request("GetFlightInfo", descriptor);
+        if let Some(count) = endpoints {
+            request.metadata_mut().insert(ENDPOINTS_HEADER, count.into());
+        }
         let mut flight = self.flight.clone();
         let answer = async { flight.get_flight_info(request).await.map_err(|status| self.broken()(&status)) };
         Ok(span.of(answer).await?.into_inner())
@@ -152,7 +168,7 @@ impl Client {
     /// Sends the stream into a table, named by its parts; all of it is stored or nothing.
     pub async fn put(&self, path: &[String], input: RecordBatchStream) -> Result<Stored> {
         let descriptor = FlightDescriptor::new_path(path.to_vec());
-        let (body, mut failed, _guard) = upload(input, descriptor);
+        let (body, mut failed, _guard) = upload(input, self.headers.compression, descriptor);
         let (span, request) = self.request("DoPut", body);
         let call = async {
             let answer = self.call("DoPut", request).await?;
@@ -173,7 +189,8 @@ impl Client {
 
     /// Sends the stream through an exchanger; its answer comes while the input is sent.
     pub async fn exchange(&self, name: &str, input: RecordBatchStream) -> Result<RecordBatchStream> {
-        let (body, mut failed, guard) = upload(input, FlightDescriptor::new_cmd(name.to_string()));
+        let (body, mut failed, guard) =
+            upload(input, self.headers.compression, FlightDescriptor::new_cmd(name.to_string()));
         let (span, request) = self.request("DoExchange", body);
         let opening = self.batches("DoExchange", request);
         let opening = async {
@@ -240,14 +257,19 @@ async fn followed(
 /// The body of an upload; where the input's own error arrives; and what resets the call when it is dropped before the
 /// input has ended. Dropping a call alone would leave it open: hyper goes on with the request, whose end the server
 /// would take for the end of the rows.
-fn upload(input: RecordBatchStream, descriptor: FlightDescriptor) -> (Body, Fuse<oneshot::Receiver<Error>>, DropGuard) {
+fn upload(
+    input: RecordBatchStream,
+    compression: Option<Compression>,
+    descriptor: FlightDescriptor,
+) -> (Body, Fuse<oneshot::Receiver<Error>>, DropGuard) {
     let (failed, failure) = oneshot::channel();
     let stop = CancellationToken::new();
     let failed = move |error| {
         // A receiver that is gone has ended the call itself.
         let _ = failed.send(error);
     };
-    let body = wire::upload(input, SENDING, descriptor, stop.clone(), failed);
+    let sending = Sending { message_size: MESSAGE_SIZE, compression: compression.unwrap_or_default() };
+    let body = wire::upload(input, sending, descriptor, stop.clone(), failed);
     // Fused: it is asked again after the input has ended well.
     (body, failure.fuse(), stop.drop_guard())
 }

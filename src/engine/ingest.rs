@@ -209,10 +209,15 @@ impl Work<'_> {
         };
         let names: Vec<String> = columns.iter().map(|column| quote(&column.name)).collect();
         let insert = format!("INSERT INTO {table} ({}) SELECT {select} FROM {call}", names.join(", "));
-        let mut result = connection.query(insert, Parameters::None).map_err(|error| shared.cause(&error))?;
-        cancel.check()?;
-        let rows = result.drain().map_err(|error| shared.cause(&error))? as u64;
-        drop(result);
+        let mut rows = 0;
+        // A statement only where rows are there, and more than one where the sender is slow: rows are waited for here,
+        // and not by DuckDB's workers. (With DuckDB 2.0.0, an INSERT of no rows would also lose those of the next one.)
+        while self.source.wait(&shared.metrics)? {
+            let mut result =
+                connection.query(insert.as_str(), Parameters::None).map_err(|error| shared.cause(&error))?;
+            cancel.check()?;
+            rows += result.drain().map_err(|error| shared.cause(&error))? as u64;
+        }
         let fingerprint = if comparable {
             let after = self.fingerprint(connection, &table)?;
             Some(Fingerprint { rows: after.rows - before.rows, hash: after.hash - before.hash })

@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
+    task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
 };
 
@@ -261,7 +262,10 @@ impl Cancel {
 
     /// Waits on an engine thread for `future`, unless the statement is cancelled meanwhile.
     pub(super) fn wait<T>(&self, future: impl Future<Output = T>) -> Result<T> {
-        wait_unless(&self.0.token, future).ok_or(Error::Cancelled)
+        match wait_unless(&self.0.token, future, None) {
+            Waited::For(value) => Ok(value),
+            Waited::Cancelled | Waited::LongEnough => Err(Error::Cancelled),
+        }
     }
 
     /// A cancelled statement fails in many ways; what counts is why it was cancelled.
@@ -273,9 +277,45 @@ impl Cancel {
     }
 }
 
-/// Blocks this thread until `future` completes or the token is cancelled.
-pub(super) fn wait_unless<T>(token: &CancellationToken, future: impl Future<Output = T>) -> Option<T> {
-    futures::executor::block_on(token.run_until_cancelled(future))
+/// What a thread has waited for.
+pub(super) enum Waited<T> {
+    For(T),
+    Cancelled,
+    LongEnough,
+}
+
+/// Blocks this thread until `future` completes, the token is cancelled, or it was patient enough.
+pub(super) fn wait_unless<T>(
+    token: &CancellationToken,
+    future: impl Future<Output = T>,
+    patience: Option<Duration>,
+) -> Waited<T> {
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let mut waiting = std::pin::pin!(token.run_until_cancelled(future));
+    let deadline = patience.map(|patience| Instant::now() + patience);
+    loop {
+        match waiting.as_mut().poll(&mut context) {
+            Poll::Ready(Some(value)) => return Waited::For(value),
+            Poll::Ready(None) => return Waited::Cancelled,
+            Poll::Pending => {}
+        }
+        let Some(deadline) = deadline else {
+            std::thread::park();
+            continue;
+        };
+        match deadline.checked_duration_since(Instant::now()) {
+            Some(left) => std::thread::park_timeout(left),
+            None => return Waited::LongEnough,
+        }
+    }
 }
 
 /// Cancels when dropped. Holds the statement's deadline, too.

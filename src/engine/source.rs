@@ -8,10 +8,12 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, OnceLock},
+    time::Duration,
 };
 
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
+use arrow_select::concat::concat_batches;
 use duckdb::{
     arrow::ArrowImporter,
     bind_arguments::BindArgument,
@@ -24,15 +26,19 @@ use duckdb::{
     },
     vector::Unknown,
 };
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     arrow,
-    pool::{Cancel, lock, wait_unless},
+    pool::{Cancel, Waited, lock, wait_unless},
 };
-use crate::{error::Error, stream::RecordBatchStream};
+use crate::{
+    error::{Error, Result},
+    stream::RecordBatchStream,
+    telemetry::Metrics,
+};
 
 /// The function's name in SQL; `engine` alone knows which argument means which stream.
 pub(super) const FUNCTION: &str = "mallard_stream";
@@ -45,6 +51,15 @@ const ROW_GROUP_ROWS: usize = 122_880;
 
 /// Batches that may wait between the network and DuckDB, beside the one that each worker holds.
 const CHANNEL_BATCHES: usize = 3;
+
+/// Batches of fewer rows are joined with those that have arrived behind them: each costs DuckDB a chunk, and a wake-up.
+const SMALL_ROWS: usize = CHUNK_ROWS;
+
+/// Rows that joined batches have at least, where so many have arrived.
+const JOINED_ROWS: usize = 8 * CHUNK_ROWS;
+
+/// How long a worker waits for rows before it leaves the stream to the engine thread.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 enum Item {
     Batch(RecordBatch),
@@ -80,6 +95,8 @@ struct Queue {
     rest: Option<RecordBatch>,
     taken: usize,
     ended: bool,
+    /// The sender is slow: the statement has ended with what was there, and [`Source::wait`] goes on.
+    paused: bool,
     opened: bool,
 }
 
@@ -88,6 +105,10 @@ struct Queue {
 pub(super) struct Failure(Arc<Mutex<Option<Error>>>);
 
 impl Failure {
+    fn set(&self, error: Error) {
+        *lock(&self.0) = Some(error);
+    }
+
     /// The input's own error if it has one, else `error`.
     pub(super) fn or(&self, error: Error) -> Error {
         lock(&self.0).clone().unwrap_or(error)
@@ -106,6 +127,19 @@ impl Source {
     /// Workers that wait for rows give up when the statement is cancelled.
     pub(super) fn stop_with(&self, cancel: &Cancel) {
         self.incoming.stop.get_or_init(|| cancel.token());
+    }
+
+    /// Waits on this thread until there are rows for a statement; false at the stream's end.
+    pub(super) fn wait(&self, metrics: &Metrics) -> Result<bool> {
+        let mut queue = lock(&self.incoming.queue);
+        if queue.rest.is_none() {
+            metrics.ingests_waiting.inc();
+            let received = self.incoming.receive(&mut queue, None);
+            metrics.ingests_waiting.dec();
+            queue.rest = received.map_err(|error| self.failure.or(Error::Stream(error.message)))?;
+        }
+        (queue.paused, queue.opened) = (false, false);
+        Ok(queue.rest.is_some())
     }
 
     /// The table function call that reads the stream, as SQL.
@@ -129,22 +163,63 @@ pub(super) struct Feed {
 impl Feed {
     /// Moves batches until the stream ends, fails, or nobody reads any more.
     pub(super) async fn pump(self, mut input: RecordBatchStream) {
-        while let Some(item) = input.next().await {
-            match item {
-                Ok(batch) if batch.num_rows() == 0 => {}
-                Ok(batch) => {
-                    if self.items.send(Item::Batch(batch)).await.is_err() {
-                        return;
-                    }
+        let mut small = Joining::default();
+        loop {
+            // Small batches wait for others only as long as those are there.
+            let next = match small.batches.is_empty() {
+                true => Some(input.next().await),
+                false => input.next().now_or_never(),
+            };
+            let (batch, last) = match next {
+                Some(Some(Ok(batch))) if batch.num_rows() < SMALL_ROWS && small.rows < JOINED_ROWS => {
+                    small.add(batch);
+                    continue;
                 }
-                Err(error) => {
-                    *lock(&self.failure.0) = Some(error);
+                Some(Some(Ok(batch))) => (Some(batch), None),
+                Some(Some(Err(error))) => return self.failure.set(error),
+                Some(None) => (None, Some(Item::End)),
+                None => (None, None),
+            };
+            let joined = match small.take() {
+                Ok(joined) => joined,
+                Err(error) => return self.failure.set(error),
+            };
+            let ends = last.is_some();
+            for item in joined.into_iter().chain(batch).map(Item::Batch).chain(last) {
+                if self.items.send(item).await.is_err() {
+                    // Nobody reads any more, and whoever stopped knows why.
                     return;
                 }
             }
+            if ends {
+                return;
+            }
         }
-        // Nobody reads any more: whoever stopped reading knows why.
-        let _ = self.items.send(Item::End).await;
+    }
+}
+
+/// Small batches that leave as one.
+#[derive(Default)]
+struct Joining {
+    batches: Vec<RecordBatch>,
+    rows: usize,
+}
+
+impl Joining {
+    fn add(&mut self, batch: RecordBatch) {
+        if batch.num_rows() == 0 {
+            return;
+        }
+        self.rows += batch.num_rows();
+        self.batches.push(batch);
+    }
+
+    fn take(&mut self) -> Result<Option<RecordBatch>> {
+        let Self { mut batches, .. } = std::mem::take(self);
+        match batches.as_slice() {
+            [] | [_] => Ok(batches.pop()),
+            [first, ..] => concat_batches(&first.schema(), &batches).map(Some).map_err(Error::invalid),
+        }
     }
 }
 
@@ -161,7 +236,8 @@ impl Sources {
     pub(super) fn add(&self, schema: SchemaRef, sharing: Sharing) -> (Source, Feed) {
         let (sender, receiver) = mpsc::channel(CHANNEL_BATCHES);
         let failure = Failure::default();
-        let queue = Mutex::new(Queue { items: receiver, rest: None, taken: 0, ended: false, opened: false });
+        let queue =
+            Mutex::new(Queue { items: receiver, rest: None, taken: 0, ended: false, paused: false, opened: false });
         let incoming = Incoming { schema, sharing, queue, failure: failure.clone(), stop: OnceLock::new() };
         let incoming = Arc::new(incoming);
         let id = getrandom::u64().expect("the operating system hands out random numbers");
@@ -174,16 +250,16 @@ impl Incoming {
     /// The next batches for one worker and their place in the stream; none at the end. Blocks a DuckDB worker until
     /// they are there.
     fn next(&self) -> duckdb::Result<(usize, VecDeque<RecordBatch>)> {
-        let wanted = match self.sharing {
-            Sharing::Single => 1,
-            Sharing::Parallel { .. } => ROW_GROUP_ROWS,
+        let (wanted, patience) = match self.sharing {
+            Sharing::Single => (1, None),
+            Sharing::Parallel { .. } => (ROW_GROUP_ROWS, Some(PATIENCE)),
         };
         let mut queue = lock(&self.queue);
         let (mut batches, mut rows) = (VecDeque::new(), 0);
-        while rows < wanted {
+        while rows < wanted && !queue.paused {
             let batch = match queue.rest.take() {
                 Some(rest) => rest,
-                None => match self.receive(&mut queue)? {
+                None => match self.receive(&mut queue, patience)? {
                     Some(batch) => batch,
                     None => break,
                 },
@@ -202,13 +278,20 @@ impl Incoming {
         Ok((queue.taken, batches))
     }
 
-    fn receive(&self, queue: &mut Queue) -> duckdb::Result<Option<RecordBatch>> {
+    /// Nothing where the stream has ended, or pauses for longer than `patience`.
+    fn receive(&self, queue: &mut Queue, patience: Option<Duration>) -> duckdb::Result<Option<RecordBatch>> {
         if queue.ended {
             return Ok(None);
         }
-        let item = match self.stop.get() {
-            Some(stop) => wait_unless(stop, queue.items.recv()).flatten(),
-            None => queue.items.blocking_recv(),
+        let never = CancellationToken::new();
+        let stop = self.stop.get().unwrap_or(&never);
+        let item = match wait_unless(stop, queue.items.recv(), patience) {
+            Waited::For(item) => item,
+            Waited::Cancelled => None,
+            Waited::LongEnough => {
+                queue.paused = true;
+                return Ok(None);
+            }
         };
         match item {
             Some(Item::Batch(batch)) => Ok(Some(batch)),

@@ -29,7 +29,7 @@ const ACTIONS: [(&str, &str); 6] = [
         "transfer",
         "pulls a table or query from another server into a table here; body: {\"from\": location, \"username\"?: text, \
          \"password\"?: text, \"table\" | \"query\": text, \"to\"?: table, \"mode\"?: \"create\" | \"append\" | \"replace\", \
-         \"verify\"?: bool}; results: {\"rows\", \"bytes\", \"seconds\", \"done\"}, the last with \"verified\" and \"hash\"",
+         \"verify\"?: bool, \"endpoints\"?: number of connections}; results: {\"rows\", \"bytes\", \"seconds\", \"done\"}, the last with \"verified\" and \"hash\"",
     ),
     ("CancelFlightInfo", "ends the stream that a ticket of GetFlightInfo started; body: CancelFlightInfoRequest"),
     ("RenewFlightEndpoint", "a ticket with a new expiration time; body: RenewFlightEndpointRequest"),
@@ -83,7 +83,7 @@ impl Flight {
                 let mut status = CancelStatus::NotCancellable;
                 for ticket in endpoints.into_iter().filter_map(|endpoint| endpoint.ticket) {
                     let id = self.ticket_claims(identity, &ticket)?.id;
-                    if self.running.cancel(&id) {
+                    if self.running.cancel(&id) || self.shared.cancel(&id) {
                         status = CancelStatus::Cancelled;
                     }
                 }
@@ -94,8 +94,14 @@ impl Flight {
                 let mut endpoint = request.endpoint.ok_or_else(|| Error::invalid("the body has no endpoint"))?;
                 let ticket = endpoint.ticket.take().ok_or_else(|| Error::invalid("the endpoint has no ticket"))?;
                 let claims = self.ticket_claims(identity, &ticket)?;
-                let (ticket, life) = self.authenticator.ticket(identity, &claims.sql)?;
-                endpoint.ticket = Some(Ticket::new(ticket));
+                if claims.place.is_some() {
+                    // It would outlive what is known of its result, and then read all of it again.
+                    return Err(Error::Unsupported(
+                        "an endpoint of several cannot be renewed; ask GetFlightInfo again".into(),
+                    ));
+                }
+                let (tickets, life) = self.authenticator.tickets(identity, &claims.sql, 1)?;
+                endpoint.ticket = tickets.into_iter().next().map(Ticket::new);
                 endpoint.expiration_time = Some(timestamp(life));
                 Ok(one(endpoint.encode_to_vec()))
             }

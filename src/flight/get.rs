@@ -5,9 +5,13 @@ use crate::{auth::Identity, error::Result, stream::RecordBatchStream};
 
 impl Flight {
     pub(super) async fn get(&self, identity: &Identity, ticket: &[u8]) -> Result<RecordBatchStream> {
-        match self.authenticator.read_ticket(identity, ticket)? {
-            Some(claims) => self.running.begin(&claims.id).run(self.engine.query(&claims.sql)).await,
-            None => self.engine.query(&command::text("ticket", ticket)?).await,
+        let Some(claims) = self.authenticator.read_ticket(identity, ticket)? else {
+            return self.engine.query(&command::text("ticket", ticket)?).await;
+        };
+        let starting = self.engine.query(&claims.sql);
+        match &claims.place {
+            None => self.running.begin(&claims.id).run(starting).await,
+            Some(place) => self.shared.read(&claims, place, starting).await,
         }
     }
 }

@@ -12,9 +12,17 @@ use crate::{
     wire::schema_bytes,
 };
 
+/// Each ticket holds its statement, and stock clients refuse messages above 4 MiB, in which the schema must have room, too.
+const MAX_TICKETS_BYTES: usize = 3 * 1024 * 1024;
+
 impl Flight {
-    /// Plans the statement, does not run it, and hands out a ticket for it.
-    pub(super) async fn info(&self, identity: &Identity, descriptor: FlightDescriptor) -> Result<FlightInfo> {
+    /// Plans the statement, does not run it, and hands out as many tickets for it as endpoints are asked for.
+    pub(super) async fn info(
+        &self,
+        identity: &Identity,
+        descriptor: FlightDescriptor,
+        endpoints: usize,
+    ) -> Result<FlightInfo> {
         let command = Command::from_descriptor(&descriptor)?;
         let rows = match &command {
             // A table's row count is in its metadata.
@@ -26,11 +34,17 @@ impl Flight {
         };
         let sql = command.into_sql();
         let schema = self.engine.schema(&sql).await?;
-        self.flight_info(identity, descriptor, &sql, &schema, rows)
+        let info = self.flight_info(identity, &sql, &schema, endpoints)?;
+        Ok(info.with_descriptor(descriptor).with_total_records(rows))
     }
 
-    pub(super) async fn poll(&self, identity: &Identity, descriptor: FlightDescriptor) -> Result<PollInfo> {
-        let info = self.info(identity, descriptor).await?;
+    pub(super) async fn poll(
+        &self,
+        identity: &Identity,
+        descriptor: FlightDescriptor,
+        endpoints: usize,
+    ) -> Result<PollInfo> {
+        let info = self.info(identity, descriptor, endpoints).await?;
         // No descriptor means that there is nothing to poll for: the statement is planned.
         PollInfo::new().with_info(info).try_with_progress(1.0).map_err(Error::internal)
     }
@@ -51,23 +65,26 @@ impl Flight {
         for (table, schema) in self.engine.tables(&glob).await? {
             let descriptor = FlightDescriptor::new_path(table.parts().to_vec());
             let sql = Command::Table(table).into_sql();
-            flights.push(self.flight_info(identity, descriptor, &sql, &schema, -1)?);
+            flights.push(self.flight_info(identity, &sql, &schema, 1)?.with_descriptor(descriptor));
         }
         Ok(flights)
     }
 
-    fn flight_info(
-        &self,
-        identity: &Identity,
-        descriptor: FlightDescriptor,
-        sql: &str,
-        schema: &Schema,
-        rows: i64,
-    ) -> Result<FlightInfo> {
-        let (ticket, life) = self.authenticator.ticket(identity, sql)?;
-        // No location: the ticket is good at the server that made it.
-        let endpoint = FlightEndpoint::new().with_ticket(Ticket::new(ticket)).with_expiration_time(timestamp(life));
-        let mut info = FlightInfo::new().with_descriptor(descriptor).with_endpoint(endpoint).with_total_records(rows);
+    fn flight_info(&self, identity: &Identity, sql: &str, schema: &Schema, endpoints: usize) -> Result<FlightInfo> {
+        let (tickets, life) = self.authenticator.tickets(identity, sql, endpoints)?;
+        if endpoints > 1 && tickets.iter().map(Vec::len).sum::<usize>() > MAX_TICKETS_BYTES {
+            return Err(Error::invalid(format!(
+                "{endpoints} tickets of a statement of {} bytes do not fit into a FlightInfo; ask for fewer endpoints",
+                sql.len()
+            )));
+        }
+        // Several endpoints are in no order: whoever reads gets the next batch.
+        let mut info = FlightInfo::new().with_ordered(false).with_total_records(-1);
+        for ticket in tickets {
+            // No location: the ticket is good at the server that made it.
+            let endpoint = FlightEndpoint::new().with_ticket(Ticket::new(ticket));
+            info = info.with_endpoint(endpoint.with_expiration_time(timestamp(life)));
+        }
         info.schema = schema_bytes(schema)?;
         Ok(info)
     }

@@ -1,7 +1,8 @@
 //! The ten RPCs of Arrow Flight, one file each where there is something to say.
 //!
 //! `command` tells what a ticket or descriptor asks for; `service` is the FlightService trait, each method a few
-//! lines that hand over to the file of its RPC; `router` answers those that move record batches without tonic's codec.
+//! lines that hand over to the file of its RPC; `running` and `shared` know what tickets have started; `router` answers
+//! those that move record batches without tonic's codec.
 
 mod action;
 mod command;
@@ -13,6 +14,7 @@ mod put;
 mod router;
 mod running;
 mod service;
+mod shared;
 
 pub use router::Router;
 pub use service::Flight;

@@ -13,16 +13,17 @@ use futures::{
 use http::{Extensions, HeaderMap};
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{action, handshake, running::Running};
+use super::{action, handshake, running::Running, shared::SharedResults};
 use crate::{
     auth::{Authenticator, Identity},
-    config::Config,
+    client::ENDPOINTS_HEADER,
+    config::{Config, MAX_ENDPOINTS},
     engine::Engine,
     error::Error,
     exchange::Registry,
     stream::{RecordBatchStream, batch_bytes},
     telemetry::{Call, Direction, Metrics},
-    wire::{self, Sending},
+    wire::{self, COMPRESSION_HEADER, Sending},
 };
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -35,6 +36,7 @@ pub struct Flight {
     pub(super) authenticator: Authenticator,
     pub(super) exchangers: Registry,
     pub(super) running: Running,
+    pub(super) shared: SharedResults,
     config: Arc<Config>,
     pub(super) metrics: Metrics,
 }
@@ -42,8 +44,9 @@ pub struct Flight {
 impl Flight {
     pub fn new(config: &Config, engine: Arc<Engine>, authenticator: Authenticator, metrics: Metrics) -> Self {
         let exchangers = Registry::new(config, metrics.clone());
+        let shared = SharedResults::new(config.limits.shared_results);
         let config = Arc::new(config.clone());
-        Self { engine, authenticator, exchangers, running: Running::default(), config, metrics }
+        Self { engine, authenticator, exchangers, running: Running::default(), shared, config, metrics }
     }
 
     /// How the answers of a call are to be sent: as configured, or as its headers ask.
@@ -55,6 +58,15 @@ impl Flight {
                 word.parse().map_err(|why| Error::invalid(format!("the header {COMPRESSION_HEADER} {why}")))?;
         }
         Ok(Sending { message_size: self.config.limits.send_message_size, compression })
+    }
+
+    /// How many endpoints GetFlightInfo is to answer: as configured, or as its headers ask.
+    fn endpoints(&self, headers: &HeaderMap) -> Result<usize, Error> {
+        let Some(asked) = headers.get(ENDPOINTS_HEADER) else { return Ok(self.config.limits.endpoints) };
+        let count = asked.to_str().ok().and_then(|count| count.parse().ok());
+        count.filter(|count| (1..=MAX_ENDPOINTS).contains(count)).ok_or_else(|| {
+            Error::invalid(format!("the header {ENDPOINTS_HEADER} must be a whole number from 1 to {MAX_ENDPOINTS}"))
+        })
     }
 
     /// What DoGet answers.
@@ -74,9 +86,6 @@ pub(super) fn counted(call: &Call, direction: Direction, stream: RecordBatchStre
     let call = call.clone();
     stream.inspect(move |batch| call.moved(direction, batch.num_rows() as u64, batch_bytes(batch)))
 }
-
-/// The header of a call that asks for IPC compression, in place of the configuration's word.
-const COMPRESSION_HEADER: &str = "x-mallard-ipc-compression";
 
 /// Who calls, and the call itself.
 pub(super) struct Caller {
@@ -131,12 +140,14 @@ impl FlightService for Flight {
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<FlightInfo> {
         let Caller { identity, .. } = Caller::of(request.extensions())?;
-        Ok(Response::new(self.info(&identity, request.into_inner()).await?))
+        let endpoints = self.endpoints(request.metadata().as_ref())?;
+        Ok(Response::new(self.info(&identity, request.into_inner(), endpoints).await?))
     }
 
     async fn poll_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<PollInfo> {
         let Caller { identity, .. } = Caller::of(request.extensions())?;
-        Ok(Response::new(self.poll(&identity, request.into_inner()).await?))
+        let endpoints = self.endpoints(request.metadata().as_ref())?;
+        Ok(Response::new(self.poll(&identity, request.into_inner(), endpoints).await?))
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Answer<SchemaResult> {

@@ -16,7 +16,6 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Sleep,
 };
-use tonic::transport::server::Connected;
 
 use crate::telemetry::Metrics;
 
@@ -67,14 +66,6 @@ pub(super) struct Watched<IO> {
 impl<IO> Drop for Watched<IO> {
     fn drop(&mut self) {
         self.activity.metrics.connections.dec();
-    }
-}
-
-impl<IO: Connected> Connected for Watched<IO> {
-    type ConnectInfo = IO::ConnectInfo;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.io.connect_info()
     }
 }
 

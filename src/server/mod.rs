@@ -1,22 +1,19 @@
 //! One server: bind, open the database, serve, and stop in order. A value, so that one process can hold many.
 
+mod accept;
 mod admin;
 mod connection;
 mod gate;
 mod rpc;
+mod services;
 mod status;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use futures::TryStreamExt;
-use tokio::{
-    net::{TcpListener, UnixListener},
-    sync::oneshot,
-    task::JoinHandle,
-};
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::server::TcpIncoming;
+use tokio::task::JoinSet;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::ServiceBuilder;
 
 use crate::{
     auth::{AuthLayer, Authenticator},
@@ -28,10 +25,12 @@ use crate::{
     telemetry::{Calls, Metrics},
     wire,
 };
+use accept::{Acceptor, Listener};
 use admin::Admin;
 use connection::Activity;
 use gate::{Gate, State};
 use rpc::RpcLayer;
+use services::Services;
 
 /// How long an interrupted statement may take to notice.
 const INTERRUPT_PATIENCE: Duration = Duration::from_secs(5);
@@ -52,13 +51,9 @@ pub struct Server {
     health: HealthReporter,
     metrics: Metrics,
     activity: Activity,
-    stop_accepting: oneshot::Sender<()>,
-    serving: JoinHandle<()>,
-}
-
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
+    /// Cancelled when dropped, too: a server that is dropped stops.
+    stop_accepting: DropGuard,
+    serving: JoinSet<()>,
 }
 
 impl Server {
@@ -68,7 +63,11 @@ impl Server {
         let (auth, auth_metrics) = (config.auth.clone(), metrics.clone());
         let authenticator = tokio::task::spawn_blocking(move || Authenticator::new(&auth, auth_metrics));
         let authenticator = authenticator.await.map_err(Error::internal)??;
-        let (listener, location) = listen(&config.server.location).await?;
+        let (listener, location) = Listener::bind(&config.server.location).await?;
+        let mut listeners = vec![listener];
+        if let Some(path) = &config.server.unix_socket {
+            listeners.push(Listener::bind(&Location::Unix(path.clone())).await?.0);
+        }
         let gate = Gate::default();
         let admin = match config.admin.listen.0 {
             Some(address) => {
@@ -80,41 +79,17 @@ impl Server {
         report(&health, ServingStatus::NotServing).await;
 
         let calls = Calls::default();
-        let router = tonic::transport::Server::builder()
-            .initial_stream_window_size(16 * 1024 * 1024)
-            .initial_connection_window_size(64 * 1024 * 1024)
-            .max_frame_size(1024 * 1024)
-            .max_concurrent_streams(256)
-            .http2_keepalive_interval(Some(Duration::from_secs(20)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-            .http2_max_header_list_size(32 * 1024)
+        let stack = ServiceBuilder::new()
             .layer(RpcLayer::new(metrics.clone(), calls.clone()))
             .layer(AuthLayer(authenticator.clone()))
-            .add_service(health_service)
-            .add_service(gate.clone());
-        let (stop_accepting, stopped) = oneshot::channel::<()>();
-        let stopped = async move {
-            // A server that is dropped stops, too.
-            let _ = stopped.await;
-        };
+            .service(Services { health: health_service, flight: gate.clone() });
         let activity = Activity::new(metrics.clone());
-        let watching = activity.clone();
-        let serving = tokio::spawn(async move {
-            let served = match listener {
-                Listener::Tcp(listener) => {
-                    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-                    let incoming = incoming.map_ok(move |io| watching.watch(io));
-                    router.serve_with_incoming_shutdown(incoming, stopped).await
-                }
-                Listener::Unix(listener) => {
-                    let incoming = UnixListenerStream::new(listener).map_ok(move |io| watching.watch(io));
-                    router.serve_with_incoming_shutdown(incoming, stopped).await
-                }
-            };
-            if let Err(error) = served {
-                tracing::error!(%error, "the Flight port ended");
-            }
-        });
+        let stop_accepting = CancellationToken::new();
+        let acceptor = Acceptor::new(stack, &config.wire, activity.clone(), stop_accepting.clone());
+        let mut serving = JoinSet::new();
+        for listener in listeners {
+            serving.spawn(acceptor.clone().serve(listener));
+        }
 
         let (open_config, open_metrics) = (config.clone(), metrics.clone());
         let engine = tokio::task::spawn_blocking(move || Engine::open(&open_config, open_metrics));
@@ -137,6 +112,7 @@ impl Server {
             %location, database = %config.database.path, auth = config.auth.enabled,
             admin = %admin.as_ref().map_or("off".into(), |admin| admin.address().to_string()), "serving"
         );
+        let stop_accepting = stop_accepting.drop_guard();
         Ok(Self { location, admin, config, engine, gate, calls, health, metrics, activity, stop_accepting, serving })
     }
 
@@ -163,7 +139,7 @@ impl Server {
             stop_accepting,
             mut serving,
             admin,
-            location,
+            location: _,
         } = self;
         report(&health, ServingStatus::NotServing).await;
         metrics.ready.set(0);
@@ -173,8 +149,7 @@ impl Server {
         let graceful = async {
             tokio::time::sleep(config.server.drain_delay.0).await;
             gate.set(State::Draining);
-            // The server task may be gone already; then nothing accepts.
-            let _ = stop_accepting.send(());
+            drop(stop_accepting);
             tokio::time::timeout(config.server.grace_period.0, calls.none()).await
         };
         tokio::select! {
@@ -191,21 +166,17 @@ impl Server {
         let leaving = async {
             if answered {
                 tokio::select! {
-                    _ = &mut serving => {}
+                    () = all_of(&mut serving) => {}
                     () = activity.settled(QUIET) => {}
                 }
             } else {
                 let _ = tokio::time::timeout(FAREWELL, calls.none()).await;
-                let _ = tokio::time::timeout(FAREWELL, &mut serving).await;
+                let _ = tokio::time::timeout(FAREWELL, all_of(&mut serving)).await;
             }
         };
         let (closed, ()) = tokio::join!(closing, leaving);
         closed.map_err(Error::internal)?;
-        serving.abort();
-        if let Location::Unix(path) = &location {
-            // Someone may have removed it already.
-            let _ = std::fs::remove_file(path);
-        }
+        serving.shutdown().await;
         drop(admin);
         tracing::info!("stopped");
         Ok(())
@@ -218,32 +189,7 @@ async fn report(health: &HealthReporter, status: ServingStatus) {
     health.set_service_status(wire::FLIGHT_SERVICE, status).await;
 }
 
-async fn listen(location: &Location) -> Result<(Listener, Location)> {
-    let failed = |error: std::io::Error| Error::Io(format!("cannot listen on {location}: {error}"));
-    match location {
-        Location::Tcp { host, port } => {
-            let address = (host.trim_start_matches('[').trim_end_matches(']'), *port);
-            let listener = TcpListener::bind(address).await.map_err(failed)?;
-            let port = listener.local_addr().map_err(failed)?.port();
-            Ok((Listener::Tcp(listener), Location::Tcp { host: host.clone(), port }))
-        }
-        Location::Unix(path) => {
-            remove_stale_socket(path).await?;
-            let listener = UnixListener::bind(path).map_err(failed)?;
-            Ok((Listener::Unix(listener), location.clone()))
-        }
-    }
-}
-
-/// A socket file that nobody listens on is left over from a server that was killed.
-async fn remove_stale_socket(path: &PathBuf) -> Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    if !is_socket {
-        return Ok(());
-    }
-    if tokio::net::UnixStream::connect(path).await.is_ok() {
-        return Err(Error::Io(format!("another server listens on grpc+unix://{}", path.display())));
-    }
-    std::fs::remove_file(path).map_err(|error| Error::Io(format!("cannot remove {}: {error}", path.display())))
+/// Completes when every listener's connections have ended.
+async fn all_of(serving: &mut JoinSet<()>) {
+    while serving.join_next().await.is_some() {}
 }

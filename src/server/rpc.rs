@@ -4,14 +4,16 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
-use http::{Request, Response};
-use tonic::{Code, body::Body, transport::server::TcpConnectInfo};
+use http::{HeaderMap, Request, Response};
+use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
+use super::accept::Peer;
 use crate::{
     telemetry::{Call, Calls, Metrics},
     wire,
@@ -59,12 +61,20 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let RpcLayer { metrics, calls } = &self.layer;
         let call = Call::begin(metrics, calls, request.uri().path(), request.headers(), peer(&request));
+        let deadline = deadline(request.headers());
         let mut unanswered = Unanswered(Some(call.clone()));
         let mut request = request.map(|body| wire::count(body, call.clone()));
         request.extensions_mut().insert(call.clone());
         let answering = self.inner.call(request).instrument(call.span().clone());
         Box::pin(async move {
-            let (parts, body) = answering.await?.into_parts();
+            let answered = match deadline {
+                None => answering.await,
+                // The client has given up by now; this is for what it may have left behind.
+                Some(patience) => tokio::time::timeout(patience, answering).await.unwrap_or_else(|_elapsed| {
+                    Ok(Status::deadline_exceeded("the call's deadline has passed").into_http())
+                }),
+            };
+            let (parts, body) = answered?.into_parts();
             // From here on the body ends the call.
             let body = wire::watch(&parts.headers, body, call);
             unanswered.disarm();
@@ -91,5 +101,22 @@ impl Drop for Unanswered {
 }
 
 fn peer(request: &Request<Body>) -> Option<SocketAddr> {
-    request.extensions().get::<TcpConnectInfo>()?.remote_addr()
+    request.extensions().get::<Peer>().map(|peer| peer.0)
+}
+
+/// How long the client waits (gRPC over HTTP/2, Timeout: at most 8 digits and a unit).
+fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u32 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    let unit = match unit {
+        "H" => Duration::from_secs(3600),
+        "M" => Duration::from_secs(60),
+        "S" => Duration::from_secs(1),
+        "m" => Duration::from_millis(1),
+        "u" => Duration::from_micros(1),
+        "n" => Duration::from_nanos(1),
+        _ => return None,
+    };
+    Some(unit * count)
 }

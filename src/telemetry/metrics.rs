@@ -72,6 +72,7 @@ pub struct Inner {
     rows: IntCounterVec,
     bytes: IntCounterVec,
     pub stream_buffer: IntGauge,
+    pub ingests_waiting: IntGauge,
     logins: IntCounterVec,
     denials: IntCounterVec,
     pub sessions: IntGauge,
@@ -181,6 +182,11 @@ impl Metrics {
                 r,
                 "mallard_stream_buffer_bytes",
                 "Bytes of Arrow data that wait between DuckDB and the network.",
+            ),
+            ingests_waiting: gauge(
+                r,
+                "mallard_ingests_waiting",
+                "Incoming streams whose sender is slow; they hold an engine thread and no DuckDB worker.",
             ),
             logins: counters(r, "mallard_logins_total", "Attempts to log in.", &["method", "outcome"]),
             denials: counters(

@@ -70,7 +70,7 @@ impl Framer {
     /// The messages of one batch: new dictionaries, then the batch itself.
     pub(super) fn frame(&mut self, batch: &RecordBatch) -> Result<Vec<Segments>> {
         let mut buffers = VecDeque::from(self.encoder.encode(batch).map_err(cause)?);
-        // Those of columns without a single byte; behind a message they would be taken for the next.
+        // Bitmaps without a NULL, and columns without a row: they would stand between messages.
         buffers.retain(|buffer| !buffer.is_empty());
         let mut messages = Vec::with_capacity(1);
         while !buffers.is_empty() {

@@ -19,5 +19,8 @@ pub use incoming::{first, messages, request, response};
 pub use outgoing::{answer, respond, single, upload};
 pub use watched::{count, watch};
 
+/// The header of a call that asks for IPC compression of the answer: none, lz4 or zstd.
+pub const COMPRESSION_HEADER: &str = "x-mallard-ipc-compression";
+
 /// The name of the Flight service in paths.
 pub const FLIGHT_SERVICE: &str = "arrow.flight.protocol.FlightService";

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -309,6 +310,30 @@ def test_sql_is_planned_and_its_ticket_runs_it(server):
         assert info.total_records in (-1, 5)
         [endpoint] = info.endpoints
         assert client.do_get(endpoint.ticket).read_all()["i"].to_pylist() == [0, 1, 2, 3, 4]
+
+
+def test_several_endpoints_give_every_row_once_however_they_are_read(server, table):
+    rows = 400_000
+    server.query(f"CREATE TABLE {table} AS SELECT i, 'row ' || i AS label FROM range({rows}) AS numbers(i)")
+    wanted = server.query(f"SELECT count(*) AS n, sum(hash(i, label))::VARCHAR AS h FROM {table}")
+
+    def read(endpoint):
+        with server.client() as client:
+            return client.do_get(endpoint.ticket, BOUNDED).read_all()
+
+    for endpoints, threads in [(1, 1), (2, 2), (4, 4), (4, 1)]:
+        asking = flight.FlightCallOptions(headers=[(b"x-mallard-endpoints", str(endpoints).encode())])
+        with server.client() as client:
+            info = client.get_flight_info(flight.FlightDescriptor.for_path(table), asking)
+        assert (len(info.endpoints), info.ordered, info.total_records) == (endpoints, False, rows)
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(read, info.endpoints))
+        assert all(part.schema == info.schema for part in parts)
+        arrived = f"{table}_{endpoints}_{threads}"
+        server.put(arrived, pa.concat_tables(parts))
+        assert server.query(f"SELECT count(*) AS n, sum(hash(i, label))::VARCHAR AS h FROM {arrived}") == wanted
+        with refused("FAILED_PRECONDITION", "used already") if endpoints > 1 else nullcontext():
+            read(info.endpoints[0])
 
 
 # === Actions ===

@@ -41,12 +41,14 @@ async fn every_operation_is_verified_and_reported_and_the_tables_are_gone() {
     let (first, second) = (one.uri(), two.uri());
     let rows = ROWS.to_string();
     let few = ["--rounds", "2", "--seconds", "0.1", "--clients", "3", "--user", USER, "--format", "json"];
-    for workload in ["flights", "lineitem"] {
-        let asked = [&first, &second, "--workload", workload, "--rows", &rows, "--report", report.to_str().unwrap()];
-        let done = bench(&[&asked, &few[..]].concat(), &[("MALLARD_PASSWORD", PASSWORD)]).await;
+    for (workload, endpoints) in [("flights", "1"), ("lineitem", "3")] {
+        let asked = [&first, &second, "--workload", workload, "--endpoints", endpoints, "--rows", &rows];
+        let written = ["--report", report.to_str().unwrap()];
+        let done = bench(&[&asked[..], &written, &few].concat(), &[("MALLARD_PASSWORD", PASSWORD)]).await;
         assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
         let said: Value = serde_json::from_slice(&done.stdout).unwrap();
         assert_eq!((&said["verified"], &said["workload"]), (&true.into(), &workload.into()));
+        assert_eq!(said["endpoints"].to_string(), endpoints);
         let operations = said["operations"].as_array().unwrap();
         let names: Vec<&str> = operations.iter().map(|operation| operation["operation"].as_str().unwrap()).collect();
         assert_eq!(names, MOVES);
@@ -214,15 +216,17 @@ async fn agent_moves_rows_whose_count_and_hash_are_the_servers() {
             }
         };
         check("generate", &agent.ask(json!({"operation": "generate", "workload": workload, "rows": ROWS})));
-        for (operation, stores_on) in [
-            ("get", None),
-            ("put", Some(&first)),
-            ("relay", Some(&second)),
-            ("pull", Some(&second)),
-            ("exchange", None),
+        for (operation, stores_on, endpoints) in [
+            ("get", None, 1),
+            ("get", None, 3),
+            ("put", Some(&first), 1),
+            ("relay", Some(&second), 1),
+            ("pull", Some(&second), 1),
+            ("pull", Some(&second), 3),
+            ("exchange", None, 1),
         ] {
             let request = json!({"operation": operation, "servers": servers, "table": workload, "to": "arrived",
-                "exchanger": "processed", "verify": true, "endpoints": 1});
+                "exchanger": "processed", "verify": true, "endpoints": endpoints});
             let answer = agent.ask(request.clone());
             check(operation, &answer);
             assert_eq!(answer["first_batch_after_input_rows"].is_u64(), operation == "exchange", "{answer}");

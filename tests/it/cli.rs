@@ -34,6 +34,8 @@ async fn query_writes_data_to_stdout_in_every_format() {
     assert_eq!(stderr(&csv), "");
     let json = output(mallard(&["query", &uri, sql, "--format", "json"])).await;
     assert_eq!(stdout(&json).lines().next(), Some("{\"i\":0,\"name\":\"row 0\"}"));
+    let merged = output(mallard(&["query", &uri, sql, "--format", "csv", "--endpoints", "3"])).await;
+    assert_eq!((merged.status.code(), &merged.stdout), (Some(0), &csv.stdout));
     let table = output(mallard(&["query", &uri, sql])).await;
     assert!(stdout(&table).contains("│     2 │ row 2   │"), "{}", stdout(&table));
     let arrow = output(mallard(&["query", &uri, sql, "--format", "arrow"])).await;
@@ -108,7 +110,7 @@ async fn exchange_transfer_and_actions_work_from_the_command_line() {
     run(&one.client().await, "CREATE TABLE t AS SELECT range AS i FROM range(1000)").await;
     let moved = output(mallard(&["transfer", &one.uri(), &two.uri(), "--table", "t"])).await;
     assert!(stdout(&moved).contains("1,000 rows") && stdout(&moved).contains("verified"), "{moved:?}");
-    let some = ["--query", "SELECT i FROM t WHERE i < 3", "--into", "few", "--mode", "replace"];
+    let some = ["--query", "SELECT i FROM t WHERE i < 3", "--into", "few", "--mode", "replace", "--endpoints", "2"];
     let moved = output(mallard(&[&["transfer", &one.uri(), &two.uri()], &some[..]].concat())).await;
     assert!(moved.status.success(), "{moved:?}");
     assert_eq!(count(&two.client().await, "few").await, 3);

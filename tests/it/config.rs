@@ -79,6 +79,15 @@ fn all_mistakes_are_reported_at_once_each_with_its_source() {
 }
 
 #[test]
+fn endpoints_are_one_to_sixty_four() {
+    for (count, says) in [("0", "at least 1"), ("65", "at most 64")] {
+        let found = mistakes("", &[("MALLARD__LIMITS__ENDPOINTS", count)]);
+        assert!(found[0].starts_with("limits.endpoints") && found[0].contains(says), "{found:?}");
+    }
+    assert_eq!(from("", &[("MALLARD__LIMITS__ENDPOINTS", "64")], &[]).unwrap().config.limits.endpoints, 64);
+}
+
+#[test]
 fn sizes_and_durations_are_text() {
     let toml = "[limits]\nmax_message_size = '8MiB'\nstatement_timeout = '1m 30s'\n[database]\nmemory_limit = '2GiB'\n";
     let config = from(toml, &[], &[]).unwrap().config;

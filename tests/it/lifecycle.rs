@@ -175,3 +175,20 @@ async fn health_watch_does_not_hold_up_the_stop() {
     let stopped = tokio::time::timeout(Duration::from_secs(60), server.server.stop(std::future::pending()));
     stopped.await.expect("the stop does not wait for it").unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_server_answers_on_tcp_and_on_a_unix_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("mallard.sock");
+    let mut config = test_config();
+    config.server.unix_socket = Some(path.clone());
+    let server = TestServer::with(config).await;
+    let over_tcp = server.client().await;
+    let over_unix = Client::connect(&Location::Unix(path.clone()), None).await.unwrap();
+    over_unix.put(&table("people"), people(3, 1000)).await.unwrap();
+    assert_eq!(count(&over_tcp, "people").await, 3000);
+    assert_eq!(count(&over_unix, "people").await, 3000);
+    server.server.stop(std::future::pending()).await.unwrap();
+    assert!(!path.exists(), "the socket's file is left behind");
+    assert_eq!(over_unix.query("SELECT 1").await.err().unwrap().code(), Code::Unavailable);
+}

@@ -41,6 +41,117 @@ async fn rows_keep_their_order() {
     assert_eq!(row(&client, out_of_order).await, ["0"]);
 }
 
+/// A stream that gives the batches behind the ones it has only when `more` says so.
+fn held_back(
+    first: Vec<RecordBatch>,
+    rest: Vec<RecordBatch>,
+    more: tokio::sync::oneshot::Receiver<()>,
+) -> RecordBatchStream {
+    let schema = first[0].schema();
+    let rest = futures::stream::once(async move {
+        more.await.unwrap();
+        futures::stream::iter(rest.into_iter().map(Ok))
+    });
+    RecordBatchStream::new(schema, futures::stream::iter(first.into_iter().map(Ok)).chain(rest.flatten()))
+}
+
+fn numbers(range: std::ops::Range<i64>) -> RecordBatch {
+    let schema = Arc::new(Schema::new(vec![Field::new("id", DataType::Int64, true)]));
+    RecordBatch::try_new(schema, vec![Arc::new(Int64Array::from_iter_values(range))]).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_senders_hold_no_worker_and_lose_nothing() {
+    let mut config = test_config();
+    config.database.threads = 2;
+    config.ingest.workers = 2;
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    // More senders than DuckDB has workers, in the middle of a row group.
+    let (senders, waiting): (Vec<_>, Vec<_>) = (0..4)
+        .map(|number| {
+            let (more, told) = tokio::sync::oneshot::channel();
+            let stream = held_back(vec![numbers(0..200_000)], vec![numbers(200_000..300_000)], told);
+            let client = client.clone();
+            let put = async move { client.put(&table(&format!("slow{number}")), stream).await };
+            (more, tokio::spawn(put))
+        })
+        .unzip();
+    until("all four wait outside of DuckDB", || async { server.metric("mallard_ingests_waiting").await == 4.0 }).await;
+    client.put(&table("quick"), people(30, 10_000)).await.unwrap();
+    assert_eq!(count(&client, "quick").await, 300_000);
+    for more in senders {
+        more.send(()).unwrap();
+    }
+    for put in waiting {
+        assert_eq!(put.await.unwrap().unwrap().rows, 300_000);
+    }
+    for number in 0..4 {
+        let out_of_order = format!("SELECT count(*) FILTER (id <> rowid), count(*) FROM slow{number}");
+        assert_eq!(row(&client, &out_of_order).await, ["0", "300000"]);
+    }
+}
+
+/// Whatever a sender's pauses make of the statements, and whatever was in the table, all rows are found, in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn pauses_lose_no_rows_whatever_their_place() {
+    let mut config = test_config();
+    config.database.threads = 2;
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    let waiting = || async { server.metric("mallard_ingests_waiting").await == 1.0 };
+    let sizes = [0, 1, 5, 2048, 122_879, 122_880, 122_881, 300_000];
+    let mut cases = Vec::new();
+    for first in sizes {
+        cases.extend(sizes.map(|second| vec![first, second]));
+    }
+    cases.extend([vec![5, 300_000, 5, 300_000], vec![300_000, 5, 5, 300_000], vec![1, 1, 1, 250_000]]);
+    for (number, parts) in cases.into_iter().enumerate() {
+        let name = format!("paused{number}");
+        let (sender, mut batches) = tokio::sync::mpsc::channel(1);
+        let schema = numbers(0..0).schema();
+        let stream = futures::stream::poll_fn(move |cx| batches.poll_recv(cx));
+        let put = tokio::spawn({
+            let (client, name) = (client.clone(), name.clone());
+            let stream = RecordBatchStream::new(schema, stream);
+            async move { client.put(&table(&name), stream).await }
+        });
+        let mut at = 0;
+        for part in &parts {
+            until("the server waits for rows", waiting).await;
+            sender.send(Ok(numbers(at..at + part))).await.unwrap();
+            at += part;
+            if *part > 0 {
+                until("the rows are taken", || async { server.metric("mallard_ingests_waiting").await == 0.0 }).await;
+            }
+        }
+        drop(sender);
+        assert_eq!(put.await.unwrap().unwrap().rows, at as u64, "{parts:?}");
+        // Appended to what is there.
+        let more = RecordBatchStream::from_batches(numbers(0..0).schema(), vec![numbers(at..at + 200_000)]);
+        client.put(&table(&name), more).await.unwrap();
+        at += 200_000;
+        let seen = row(&client, &format!("SELECT count(*) FILTER (id <> rowid), count(*) FROM {name}")).await;
+        assert_eq!(seen, ["0".to_string(), at.to_string()], "{parts:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_small_batches_keep_their_order() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let sizes = [1, 7, 100, 2047, 2048, 3, 0, 5000, 1, 1];
+    let (mut at, mut batches) = (0, Vec::new());
+    for size in sizes.iter().cycle().take(400) {
+        batches.push(numbers(at..at + size));
+        at += size;
+    }
+    let stream = RecordBatchStream::from_batches(batches[0].schema(), batches);
+    assert_eq!(client.put(&table("small"), stream).await.unwrap().rows, at as u64);
+    let seen = row(&client, "SELECT count(*) FILTER (id <> rowid), count(*) FROM small").await;
+    assert_eq!(seen, ["0".to_string(), at.to_string()]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn unordered_ingest_stores_the_same_rows() {
     let mut config = test_config();

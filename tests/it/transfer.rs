@@ -52,6 +52,24 @@ async fn query_and_modes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn several_connections_bring_the_same_rows() {
+    let source = TestServer::with(with_login(test_config())).await;
+    let target = TestServer::start().await;
+    let there = Client::connect(source.server.location(), Some(&login())).await.unwrap();
+    let here = target.client().await;
+    run(&there, "CREATE TABLE t AS SELECT range AS i, 'row ' || range AS s FROM range(500000)").await;
+    for (what, name) in [("table", "t"), ("query", "FROM t")] {
+        let mut body = json!({"from": source.uri(), "to": "copy", "mode": "replace", "endpoints": 3,
+            "username": USER, "password": PASSWORD});
+        body[what] = name.into();
+        let last = transfer(&here, body).await.unwrap().pop().unwrap();
+        assert_eq!((last.rows, last.verified), (500_000, Some(true)));
+        let fingerprint = |table: &str| format!("SELECT count(*), sum(hash(t))::VARCHAR FROM {table} t");
+        assert_eq!(row(&here, &fingerprint("copy")).await, row(&there, &fingerprint("t")).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn credentials_for_the_other_side_come_in_the_body() {
     let source = TestServer::with(with_login(test_config())).await;
     let target = TestServer::start().await;
@@ -88,6 +106,10 @@ async fn what_fails_stores_nothing_and_says_why() {
     check(json!({"from": from, "to": "gone"}), Code::InvalidArgument, "table or query").await;
     check(json!({"from": from, "query": "SELECT 1"}), Code::InvalidArgument, "\"to\"").await;
     check(json!({"from": from, "table": "t", "user": "x", "to": "gone"}), Code::InvalidArgument, "user").await;
+    check(json!({"from": from, "table": "t", "endpoints": 0, "to": "gone"}), Code::InvalidArgument, "1 to 64").await;
+    check(json!({"from": from, "table": "t", "endpoints": 65, "to": "gone"}), Code::InvalidArgument, "1 to 64").await;
+    check(json!({"from": from, "query": failing, "endpoints": 3, "to": "gone"}), Code::InvalidArgument, "broke at")
+        .await;
     check(json!({"from": from, "table": "t", "username": "x", "to": "gone"}), Code::InvalidArgument, "go together")
         .await;
     check(json!({"from": from, "table": "t", "password": 4711, "to": "gone"}), Code::InvalidArgument, "must be a text")

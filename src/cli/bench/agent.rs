@@ -54,7 +54,7 @@ struct Request {
     seconds: f64,
     clients: usize,
     count: u64,
-    /// One stream for now, however many are asked for.
+    /// Connections over which `get` and `pull` read.
     endpoints: usize,
     exchanger: String,
 }
@@ -189,7 +189,7 @@ impl Agent {
         let client = self.client(request, 0).await?;
         let sql = format!("SELECT * FROM {}", self.table(request)?.sql());
         let (usage, meter) = (Usage::start(), Meter::silent());
-        let rows = meter.watch(client.query(&sql).await?);
+        let rows = meter.watch(client.query_endpoints(&sql, request.endpoints).await?);
         self.received(request, meter, usage, rows).await
     }
 
@@ -238,7 +238,8 @@ impl Agent {
         let second = self.client(request, 1).await?;
         let from = location(server(request, 0)?)?;
         let (table, to) = (self.table(request)?.sql(), TableName::parse(&request.to)?.sql());
-        let order = moves::order(&from, self.login.as_ref(), &table, &to, request.verify);
+        let mut order = moves::order(&from, self.login.as_ref(), &table, &to, request.verify);
+        order["endpoints"] = request.endpoints.into();
         let (usage, meter) = (Usage::start(), Meter::silent());
         let last = moves::pull(&second, &order, &meter).await?;
         let mut done = Done::of(meter, usage);

@@ -41,6 +41,8 @@ pub(super) struct Plan {
     pub(super) operations: Vec<Operation>,
     /// That ask small queries at once.
     pub(super) clients: usize,
+    /// Connections over which GET and TRANSFER pulled read.
+    pub(super) endpoints: usize,
     /// How long they ask.
     pub(super) patience: Duration,
 }
@@ -172,7 +174,10 @@ impl Bench {
         let arrived = path(&self.arrived);
         let (usage, meter) = (Usage::start(), Meter::start(&shown, Some(expected.rows)));
         let mut verified = match operation {
-            Operation::Get => self.receive(meter.watch(self.first.query(&select).await?), hash_of).await?,
+            Operation::Get => {
+                let rows = self.first.query_endpoints(&select, self.plan.endpoints).await?;
+                self.receive(meter.watch(rows), hash_of).await?
+            }
             Operation::Put => self.first.put(&arrived, meter.watch(sent.stream())).await?.rows == expected.rows,
             Operation::Relay => {
                 let rows = meter.watch(self.first.query(&select).await?);
@@ -180,7 +185,8 @@ impl Bench {
             }
             Operation::Pull => {
                 let login = self.plan.login.as_ref();
-                let order = moves::order(&self.plan.first, login, &self.table, &self.arrived, false);
+                let mut order = moves::order(&self.plan.first, login, &self.table, &self.arrived, false);
+                order["endpoints"] = self.plan.endpoints.into();
                 moves::pull(&self.second, &order, &meter).await?.rows == expected.rows
             }
             Operation::Exchange => {

@@ -10,7 +10,10 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use super::{connect::LoginArguments, workload::Workload};
+use super::{
+    connect::{self, LoginArguments},
+    workload::Workload,
+};
 use crate::{
     error::{Error, Result},
     location::Location,
@@ -45,6 +48,9 @@ pub(super) struct Arguments {
     /// How long small queries are asked, alone and at once
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
+    /// Connections that GET and TRANSFER pulled read one result over
+    #[arg(long, default_value_t = 1, value_parser = connect::endpoints(), value_name = "COUNT")]
+    endpoints: u16,
     /// Write bench.json, bench.md and bench.html into this directory
     #[arg(long, value_name = "DIRECTORY")]
     report: Option<PathBuf>,
@@ -101,6 +107,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<ExitCode> {
         rounds: arguments.rounds,
         operations: operations(&arguments)?,
         clients: arguments.clients.into(),
+        endpoints: arguments.endpoints.into(),
         patience: Duration::try_from_secs_f64(arguments.seconds)
             .map_err(|error| Error::invalid(format!("--seconds: {error}")))?,
     };

@@ -93,7 +93,12 @@ impl Report<'_> {
             true => String::new(),
             false => format!("; {} rows of {}, {} rounds", grouped(plan.rows), plan.workload.name(), plan.rounds),
         };
-        format!("{} (DuckDB {}){rows}; client: {}", self.servers().join(" and "), self.bench.version, machine())
+        let endpoints = match plan.endpoints {
+            1 => String::new(),
+            count => format!("; GET and TRANSFER pulled over {count} connections"),
+        };
+        let servers = self.servers().join(" and ");
+        format!("{servers} (DuckDB {}){rows}{endpoints}; client: {}", self.bench.version, machine())
     }
 
     fn started(&self) -> String {
@@ -149,6 +154,7 @@ impl Report<'_> {
             "workload": plan.workload,
             "rows": plan.rows,
             "rounds": plan.rounds,
+            "endpoints": plan.endpoints,
             "operations": operations,
             "small": small,
             "verified": self.verified(),

@@ -58,6 +58,7 @@ mallard_pool_size gauge
 mallard_rows_total counter direction
 mallard_bytes_total counter direction
 mallard_stream_buffer_bytes gauge
+mallard_ingests_waiting gauge
 mallard_exchanges_total counter kind outcome
 mallard_exchanges_running gauge
 mallard_exchangers_registered gauge
@@ -99,6 +100,7 @@ MAY_BE_ZERO = {
     ("Connections", "A"),
     ("Running and queued", "A"),
     ("Running and queued", "B"),
+    ("Running and queued", "D"),
     ("Pool in use by server", "A"),
     ("Buffered in streams", "A"),
     ("Exchanges running and registered", "A"),
