@@ -1,6 +1,6 @@
 //! FlightData -> record batches.
 
-use std::panic::AssertUnwindSafe;
+use std::{collections::HashMap, panic::AssertUnwindSafe};
 
 use arrow_flight::{
     FlightData, FlightDescriptor,
@@ -71,9 +71,10 @@ fn decoder(messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'st
         futures::future::ready(item.as_ref().map_or(true, |message| !message.data_header.is_empty()))
     };
     let messages = messages.filter(with_header);
-    FlightDataDecoder::new(messages.map(|item| {
+    let mut dictionaries = HashMap::new();
+    FlightDataDecoder::new(messages.map(move |item| {
         let message = item.map_err(|status| FlightError::Tonic(Box::new(status)))?;
-        check_buffers(&message)?;
+        check_buffers(&message, &mut dictionaries)?;
         Ok(message)
     }))
 }
@@ -81,12 +82,16 @@ fn decoder(messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'st
 /// The most that one message's buffers may say they hold once decompressed: arrow-ipc allocates what they say.
 const MAX_DECOMPRESSED: u64 = 512 * 1024 * 1024;
 
-/// Rows of one message: a column of nothing but NULL needs no bytes for them, and whoever makes some would.
+/// Rows of one message, and elements of a column within it that has no bytes: one of nothing but NULL needs none, and whoever
+/// makes some of it would.
 const MAX_ROWS: i64 = 1 << 24;
 
-/// Refuses a batch whose header names bytes that its body does not have (arrow-ipc would panic on them), or whose buffers
-/// declare an absurd length (the allocation would end the process).
-fn check_buffers(message: &FlightData) -> Result<(), FlightError> {
+/// The most bytes of dictionaries that a stream may keep: each stays until the next of its id, and a delta makes it longer.
+const MAX_DICTIONARIES: u64 = MAX_DECOMPRESSED;
+
+/// Refuses a batch whose header names bytes that its body does not have (arrow-ipc would panic on them), or whose buffers or
+/// columns declare an absurd length (the allocation would end the process). `dictionaries` has the bytes of each by its id.
+fn check_buffers(message: &FlightData, dictionaries: &mut HashMap<i64, u64>) -> Result<(), FlightError> {
     let malformed = |why: &str| FlightError::DecodeError(why.to_string());
     let header = arrow_ipc::root_as_message(&message.data_header).map_err(|error| malformed(&error.to_string()))?;
     let batch = match header.header_type() {
@@ -115,6 +120,22 @@ fn check_buffers(message: &FlightData) -> Result<(), FlightError> {
     }
     if decompressed > MAX_DECOMPRESSED {
         return Err(malformed(&format!("{decompressed} bytes after decompression are more than {MAX_DECOMPRESSED}")));
+    }
+    let bytes = body.len() as u64 + decompressed;
+    // What has bytes has at least a bit for each of its elements.
+    let elements = MAX_ROWS.max(i64::try_from(bytes * 8).unwrap_or(i64::MAX));
+    for node in batch.nodes().into_iter().flatten() {
+        if !(0..=elements).contains(&node.length()) {
+            return Err(malformed(&format!("a column of {} elements is longer than its message", node.length())));
+        }
+    }
+    if let Some(dictionary) = header.header_as_dictionary_batch() {
+        let known = dictionaries.entry(dictionary.id()).or_default();
+        *known = if dictionary.isDelta() { known.saturating_add(bytes) } else { bytes };
+        let kept = dictionaries.values().fold(0_u64, |sum, bytes| sum.saturating_add(*bytes));
+        if kept > MAX_DICTIONARIES {
+            return Err(malformed(&format!("dictionaries of {kept} bytes are more than {MAX_DICTIONARIES}")));
+        }
     }
     Ok(())
 }

@@ -1,13 +1,13 @@
 //! Record batches -> FlightData: the standard path, and what both paths share.
 
-use arrow_array::RecordBatch;
+use arrow_array::{Array, RecordBatch, cast::AsArray};
 use arrow_flight::{
     FlightData, FlightDescriptor, IpcMessage, SchemaAsIpc,
     encode::{DictionaryHandling, FlightDataEncoderBuilder},
     error::FlightError,
 };
 use arrow_ipc::{CompressionType, writer::IpcWriteOptions};
-use arrow_schema::Schema;
+use arrow_schema::{DataType, Schema, UnionMode};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 
@@ -15,7 +15,7 @@ use super::frame::{Framer, Segments};
 use crate::{
     config::{Compression, Size},
     error::{Error, Result},
-    stream::{RecordBatchStream, batch_bytes},
+    stream::RecordBatchStream,
 };
 
 /// How a stream is to be sent.
@@ -100,7 +100,7 @@ pub(super) fn frames(
 fn in_pieces(stream: RecordBatchStream, size: Size) -> impl Stream<Item = Result<RecordBatch>> + Send + 'static {
     fn halve(batch: RecordBatch, size: u64, pieces: &mut Vec<Result<RecordBatch>>) {
         let rows = batch.num_rows();
-        if rows < 2 || batch_bytes(&batch) <= size {
+        if rows < 2 || batch.columns().iter().map(|column| divisible_bytes(column)).sum::<u64>() <= size {
             return pieces.push(Ok(batch));
         }
         // At a whole byte of the bitmaps where there are enough rows, so that they need no shifting.
@@ -117,6 +117,43 @@ fn in_pieces(stream: RecordBatchStream, size: Size) -> impl Stream<Item = Result
         }
         futures::stream::iter(pieces)
     })
+}
+
+/// The bytes of a column that get fewer with its rows. A dictionary, and what views point into, goes whole with any part of the
+/// rows: splitting for its sake would send it again and again, in the end with every single row.
+fn divisible_bytes(column: &dyn Array) -> u64 {
+    let rows = column.len() as u64;
+    let list = |first: usize, end: usize, width: u64, values: &dyn Array| {
+        rows * width + divisible_bytes(&values.slice(first, end - first))
+    };
+    let bytes = match column.data_type() {
+        DataType::List(_) => {
+            let (offsets, values) = (column.as_list::<i32>().offsets(), column.as_list::<i32>().values());
+            list(offsets[0] as usize, offsets[column.len()] as usize, 4, values)
+        }
+        DataType::LargeList(_) => {
+            let (offsets, values) = (column.as_list::<i64>().offsets(), column.as_list::<i64>().values());
+            list(offsets[0] as usize, offsets[column.len()] as usize, 8, values)
+        }
+        DataType::Map(..) => {
+            let (offsets, entries) = (column.as_map().offsets(), column.as_map().entries());
+            list(offsets[0] as usize, offsets[column.len()] as usize, 4, entries)
+        }
+        DataType::FixedSizeList(..) => divisible_bytes(column.as_fixed_size_list().values()),
+        DataType::Struct(_) => column.as_struct().columns().iter().map(|child| divisible_bytes(child)).sum(),
+        DataType::Union(fields, UnionMode::Sparse) => {
+            rows + fields.iter().map(|(id, _)| divisible_bytes(column.as_union().child(id))).sum::<u64>()
+        }
+        DataType::Union(_, UnionMode::Dense) => 5 * rows,
+        DataType::Dictionary(..) => {
+            return column.as_any_dictionary().keys().to_data().get_slice_memory_size().unwrap_or(0) as u64;
+        }
+        DataType::ListView(_) => 8 * rows,
+        DataType::LargeListView(_) | DataType::Utf8View | DataType::BinaryView => 16 * rows,
+        DataType::RunEndEncoded(..) => 0,
+        _ => return column.to_data().get_slice_memory_size().unwrap_or(0) as u64,
+    };
+    bytes + column.nulls().map_or(0, |_| rows.div_ceil(8))
 }
 
 /// The stream's own error again, or what the encoder could not encode.

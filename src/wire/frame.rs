@@ -63,7 +63,7 @@ impl Framer {
             IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &options);
         let encoder = StreamEncoder::try_new_with_options(schema, options).map_err(cause)?;
         let mut framer = Self { encoder, descriptor, begun: false };
-        let first = message(framer.descriptor.take().as_ref(), &header.ipc_message, VecDeque::new());
+        let first = message(framer.descriptor.take().as_ref(), &header.ipc_message, VecDeque::new())?;
         Ok((first, framer))
     }
 
@@ -75,7 +75,7 @@ impl Framer {
         let mut messages = Vec::with_capacity(1);
         while !buffers.is_empty() {
             let (header, body) = next_message(&mut buffers)?;
-            messages.push(message(None, &header, body));
+            messages.push(message(None, &header, body)?);
         }
         if !std::mem::replace(&mut self.begun, true) {
             // The schema, which has been sent.
@@ -111,7 +111,7 @@ fn next_message(buffers: &mut VecDeque<Buffer>) -> Result<(Vec<u8>, VecDeque<Buf
 }
 
 /// FlightData in protobuf, behind gRPC's prefix.
-fn message(descriptor: Option<&FlightDescriptor>, header: &[u8], body: VecDeque<Buffer>) -> Segments {
+fn message(descriptor: Option<&FlightDescriptor>, header: &[u8], body: VecDeque<Buffer>) -> Result<Segments> {
     let descriptor = descriptor.map(Message::encode_to_vec);
     let descriptor_length = descriptor.as_ref().map_or(0, |descriptor| field_length(DESCRIPTOR, descriptor.len()));
     let body_length: usize = body.iter().map(Buffer::len).sum();
@@ -126,9 +126,13 @@ fn message(descriptor: Option<&FlightDescriptor>, header: &[u8], body: VecDeque<
     }
 
     let length = before_body(padding) + body_length;
+    // Splitting ends at one row, which may be as long as it likes.
+    let too_long =
+        |_| Error::Unsupported(format!("a row of {body_length} bytes cannot be sent: gRPC's limit is 4 GiB"));
+    let length = u32::try_from(length).map_err(too_long)?;
     let mut small = BytesMut::with_capacity(PREFIX + before_body(padding) + COALESCED.min(body_length));
     small.put_u8(0);
-    small.put_u32(u32::try_from(length).expect("messages are split long before 4 GiB"));
+    small.put_u32(length);
     if let Some(descriptor) = descriptor {
         put_key(&mut small, DESCRIPTOR, descriptor.len());
         small.put_slice(&descriptor);
@@ -154,7 +158,7 @@ fn message(descriptor: Option<&FlightDescriptor>, header: &[u8], body: VecDeque<
     if !small.is_empty() {
         segments.push_back(small.freeze());
     }
-    segments
+    Ok(segments)
 }
 
 fn field_length(field: u32, length: usize) -> usize {

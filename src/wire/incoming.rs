@@ -78,10 +78,13 @@ impl Incoming {
 
     /// What an end without trailers means.
     fn without_status(&self) -> Option<Status> {
-        if !self.parser.between_messages() {
-            return Some(Status::data_loss("the stream ends within a message"));
-        }
-        self.status_follows.then(|| Status::data_loss("the answer ends without a status"))
+        let unknown = self.status_follows.then(|| Status::data_loss("the answer ends without a status"));
+        self.within_message().or(unknown)
+    }
+
+    /// A stream that ends here is not whole, whatever its status says.
+    fn within_message(&self) -> Option<Status> {
+        (!self.parser.between_messages()).then(|| Status::data_loss("the stream ends within a message"))
     }
 }
 
@@ -105,7 +108,8 @@ impl Stream for Incoming {
                     Err(frame) => {
                         let status = frame.trailers_ref().and_then(Status::from_header_map);
                         let failure = match status {
-                            Some(status) if this.status_follows => Some(status).filter(|s| s.code() != tonic::Code::Ok),
+                            Some(status) if this.status_follows && status.code() != tonic::Code::Ok => Some(status),
+                            Some(_) if this.status_follows => this.within_message(),
                             _ => this.without_status(),
                         };
                         return this.end(failure);

@@ -58,7 +58,7 @@ enum State {
     Skip {
         left: usize,
     },
-    SkipVarint,
+    SkipVarint(Varint),
 }
 
 #[derive(Default)]
@@ -70,8 +70,8 @@ struct Varint {
 impl Varint {
     /// The value, once the last byte is there.
     fn push(&mut self, byte: u8) -> Result<Option<u64>, Status> {
-        if self.bits > 63 {
-            return Err(malformed("a number of more than ten bytes"));
+        if self.bits > 63 || (self.bits == 63 && byte > 1) {
+            return Err(malformed("a number of more than 64 bits"));
         }
         self.value |= u64::from(byte & 0x7f) << self.bits;
         self.bits += 7;
@@ -162,9 +162,9 @@ impl Parser {
                 self.left -= taken;
                 self.finish_field()?;
             }
-            State::SkipVarint => {
+            State::SkipVarint(number) => {
                 self.left -= 1;
-                if piece.get_u8() & 0x80 == 0 {
+                if number.push(piece.get_u8())?.is_some() {
                     self.state = State::Key(Varint::default());
                 }
             }
@@ -189,9 +189,11 @@ impl Parser {
     }
 
     fn field(&mut self, key: u64) -> Result<(), Status> {
-        let field = u32::try_from(key >> 3).map_err(|_| malformed("a field number is too large"))?;
+        let key = u32::try_from(key).ok().filter(|key| key >> 3 > 0);
+        let key = key.ok_or_else(|| malformed("there is no such field number"))?;
+        let field = key >> 3;
         self.state = match key & 7 {
-            0 => State::SkipVarint,
+            0 => State::SkipVarint(Varint::default()),
             1 => State::Skip { left: 8 },
             2 => State::Length { field, length: Varint::default() },
             5 => State::Skip { left: 4 },
@@ -206,9 +208,8 @@ impl Parser {
         self.state = match field {
             BODY => State::Body { buffer: self.pool.take(wanted), wanted },
             DESCRIPTOR | HEADER | METADATA if wanted > MAX_HEADER => {
-                return Err(Status::out_of_range(format!(
-                    "a header of {wanted} bytes is too large: the limit is {MAX_HEADER} bytes"
-                )));
+                // No key of the configuration would make room for it.
+                return Err(malformed(&format!("a header of {wanted} bytes is more than {MAX_HEADER}")));
             }
             DESCRIPTOR | HEADER | METADATA => {
                 State::Field { field, bytes: BytesMut::with_capacity(wanted.min(AHEAD)), wanted }
@@ -232,9 +233,9 @@ impl Parser {
         }
         match std::mem::replace(&mut self.state, State::Key(Varint::default())) {
             State::Field { field: DESCRIPTOR, bytes, .. } => {
-                let descriptor = FlightDescriptor::decode(bytes.freeze());
-                self.message.flight_descriptor =
-                    Some(descriptor.map_err(|_| malformed("its FlightDescriptor cannot be read"))?);
+                // Protobuf merges what comes in two parts.
+                let descriptor = self.message.flight_descriptor.get_or_insert_with(FlightDescriptor::default);
+                descriptor.merge(bytes.freeze()).map_err(|_| malformed("its FlightDescriptor cannot be read"))?;
             }
             State::Field { field: HEADER, bytes, .. } => self.message.data_header = bytes.freeze(),
             State::Field { bytes, .. } => self.message.app_metadata = bytes.freeze(),
@@ -254,17 +255,25 @@ struct Pool(Arc<Mutex<Vec<MutableBuffer>>>);
 /// What may wait at most: a stream has few messages in flight.
 const WAITING: usize = 16 * 1024 * 1024;
 
-/// Capacities are multiples of this, so that messages of nearly one size share buffers.
+/// Capacities are multiples of this, so that messages of nearly one size share buffers. What is smaller is allocated as it
+/// is and not kept: a reader that gathers thousands of small messages would hold all that roundness.
 const ROUND: usize = 64 * 1024;
+
+/// A buffer that is so many times larger than it need be waits for a larger message.
+const TOO_LARGE: usize = 4;
 
 impl Pool {
     /// An empty buffer with room for so many bytes, aligned as Arrow recommends it.
     fn take(&self, wanted: usize) -> MutableBuffer {
+        if wanted < ROUND {
+            return MutableBuffer::with_capacity(wanted);
+        }
+        let fits = wanted..=wanted.saturating_mul(TOO_LARGE);
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match free.iter().position(|buffer| buffer.capacity() >= wanted) {
+        match free.iter().position(|buffer| fits.contains(&buffer.capacity())) {
             Some(fitting) => free.swap_remove(fitting),
             None => {
-                // Too small for what comes now: it would only wait.
+                // It does not fit what comes now: it would only wait.
                 free.pop();
                 MutableBuffer::with_capacity(wanted.next_multiple_of(ROUND))
             }
@@ -291,6 +300,9 @@ impl AsRef<[u8]> for Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let mut buffer = std::mem::take(&mut self.buffer);
+        if buffer.capacity() < ROUND {
+            return;
+        }
         buffer.clear();
         let mut free = self.pool.0.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting: usize = free.iter().map(MutableBuffer::capacity).sum();

@@ -21,3 +21,4 @@ mod telemetry;
 mod tidy;
 mod traces;
 mod transfer;
+mod wire;

@@ -25,9 +25,10 @@ pub(crate) struct TestServer {
     pub(crate) server: Server,
 }
 
-/// Loopback, free ports, in memory, no login.
+/// Loopback, free ports, in memory, no login. The same promises hold on the standard path, if the environment asks for it.
 pub(crate) fn test_config() -> Config {
     let mut config = Config::default();
+    config.wire.standard_path = std::env::var("MALLARD_TEST_STANDARD_PATH").is_ok_and(|asked| asked == "1");
     config.server.location = Location::Tcp { host: "127.0.0.1".into(), port: 0 };
     config.server.grace_period = Span(Duration::from_secs(5));
     config.admin.listen = Listen(Some("127.0.0.1:0".parse().unwrap()));
