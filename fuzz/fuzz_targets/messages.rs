@@ -8,8 +8,14 @@ use libfuzzer_sys::fuzz_target;
 use mallard_fuzz::wire;
 
 fuzz_target!(init: {
-    // The decoder catches arrow-ipc's panics; only those that nobody catches end the process, without this hook's help.
-    std::panic::set_hook(Box::new(|_| {}));
+    // libFuzzer's hook ends the process at once; the decoder catches arrow-ipc's panics, and those that it does not end the
+    // process behind it.
+    let ending = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !wire::DECODING.get() {
+            ending(panic);
+        }
+    }));
 }, |bytes: &[u8]| {
     // The first byte says how the rest is cut.
     let Some((longest, body)) = bytes.split_first() else { return };

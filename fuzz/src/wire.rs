@@ -1,9 +1,13 @@
+//! What the targets call.
+
 #[path = "../../src/wire/decode.rs"]
 mod decode;
 #[path = "../../src/wire/frame.rs"]
 mod frame;
 #[path = "../../src/wire/parse.rs"]
 mod parse;
+
+use std::cell::Cell;
 
 use arrow_array::RecordBatch;
 use arrow_flight::{FlightData, FlightDescriptor};
@@ -17,6 +21,11 @@ use tonic::Status;
 use crate::error::{Error, Result};
 use frame::Framer;
 use parse::Parser;
+
+thread_local! {
+    /// Whether a panic may be one of arrow-ipc's, which the decoder catches.
+    pub static DECODING: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Messages are not longer than this here; servers take more.
 pub const MAX_MESSAGE: usize = 1 << 20;
@@ -45,7 +54,10 @@ pub fn decoded(messages: Vec<FlightData>) -> Result<(SchemaRef, Vec<RecordBatch>
         let schema = stream.schema();
         Ok((schema, stream.try_collect().await?))
     };
-    work.now_or_never().expect("the messages are all there")
+    DECODING.set(true);
+    let decoded = work.now_or_never().expect("the messages are all there");
+    DECODING.set(false);
+    decoded
 }
 
 /// The body that carries batches.
