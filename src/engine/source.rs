@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    stream::RecordBatchStream,
+    stream::{RecordBatchStream, batch_bytes},
     telemetry::Metrics,
 };
 
@@ -49,11 +49,16 @@ const CHUNK_ROWS: usize = 2048;
 /// DuckDB's row group. Workers that take rows in whole row groups leave nothing to merge when order is kept.
 const ROW_GROUP_ROWS: usize = 122_880;
 
+/// What a worker takes at most where rows are long.
+const ROW_GROUP_BYTES: u64 = 32 * 1024 * 1024;
+
 /// Batches that may wait between the network and DuckDB, beside the one that each worker holds.
 const CHANNEL_BATCHES: usize = 3;
 
-/// Batches of fewer rows are joined with those that have arrived behind them: each costs DuckDB a chunk, and a wake-up.
+/// Batches of fewer rows and bytes are joined with those that have arrived behind them: each costs DuckDB a chunk, and a
+/// wake-up.
 const SMALL_ROWS: usize = CHUNK_ROWS;
+const SMALL_BYTES: u64 = 256 * 1024;
 
 /// Rows that joined batches have at least, where so many have arrived.
 const JOINED_ROWS: usize = 8 * CHUNK_ROWS;
@@ -171,7 +176,7 @@ impl Feed {
                 false => input.next().now_or_never(),
             };
             let (batch, last) = match next {
-                Some(Some(Ok(batch))) if batch.num_rows() < SMALL_ROWS && small.rows < JOINED_ROWS => {
+                Some(Some(Ok(batch))) if small.takes(&batch) => {
                     small.add(batch);
                     continue;
                 }
@@ -206,6 +211,10 @@ struct Joining {
 }
 
 impl Joining {
+    fn takes(&self, batch: &RecordBatch) -> bool {
+        batch.num_rows() < SMALL_ROWS && self.rows < JOINED_ROWS && batch_bytes(batch) < SMALL_BYTES
+    }
+
     fn add(&mut self, batch: RecordBatch) {
         if batch.num_rows() == 0 {
             return;
@@ -255,8 +264,8 @@ impl Incoming {
             Sharing::Parallel { .. } => (ROW_GROUP_ROWS, Some(PATIENCE)),
         };
         let mut queue = lock(&self.queue);
-        let (mut batches, mut rows) = (VecDeque::new(), 0);
-        while rows < wanted && !queue.paused {
+        let (mut batches, mut rows, mut bytes) = (VecDeque::new(), 0, 0);
+        while rows < wanted && bytes < ROW_GROUP_BYTES && !queue.paused {
             let batch = match queue.rest.take() {
                 Some(rest) => rest,
                 None => match self.receive(&mut queue, patience)? {
@@ -272,6 +281,7 @@ impl Incoming {
                 batch
             };
             rows += batch.num_rows();
+            bytes += batch_bytes(&batch);
             batches.push_back(batch);
         }
         queue.taken += 1;

@@ -57,7 +57,8 @@ impl Router {
     async fn get(self, request: Request<Body>) -> Result<Response<Body>, Status> {
         let caller = Caller::of(request.extensions())?;
         let sending = self.flight.sending(request.headers())?;
-        let ticket: Option<Ticket> = wire::first(request.into_body(), self.max_message).await?;
+        let ticket: Option<Ticket> =
+            wire::first(request.into_body(), self.max_message).await.map_err(|status| broken(&status))?;
         let ticket = ticket.ok_or_else(|| Error::invalid("the request has no ticket"))?;
         let rows = self.flight.rows(&caller, &ticket.ticket).await?;
         Ok(wire::respond(std::future::ready(Ok(rows)), sending))
