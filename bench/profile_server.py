@@ -84,7 +84,7 @@ def table(operation, cpu, samples):
     text = subprocess.run(report, check=True, capture_output=True, text=True).stdout
     shares, leading = collections.Counter(), collections.defaultdict(list)
     for share, place, symbol, library in re.findall(r"^\s+([\d.]+)%\s+\[(.)\]\s+(.*?)\s{2,}(\S+)", text, re.MULTILINE):
-        groups = KERNEL if place == "k" else DUCKDB if "duckdb" in symbol else LIBC if "libc" in library else OURS
+        groups = KERNEL if place == "k" else DUCKDB if "duckdb" in symbol else LIBC if library.startswith("libc.") else OURS
         group = next(name for name, pattern in groups if re.search(pattern, symbol))
         shares[group] += float(share)
         leading[group].append((float(share), symbol))
