@@ -35,10 +35,18 @@ image:
 examples:
     bash examples/run.sh
 
-# Against the pyarrow baseline, in alternation.
+# Against the pyarrow baseline, Quack and the machine's floors, in alternation.
 bench *ARGS:
     cargo build --release
     bash bench/run.sh {{ARGS}}
+
+# IPC compression over limited links; needs root, for network namespaces.
+bench-network *ARGS:
+    sh bench/network.sh {{ARGS}}
+
+# Where the server's CPU goes; needs perf.
+profile *ARGS:
+    sh bench/profile.sh {{ARGS}}
 
 # Encode, decode, round trip, scan.
 microbench *ARGS:

@@ -1,10 +1,10 @@
 //! IPC compression: asked for by configuration, by a call's header, and by our own client.
 
-use arrow_flight::{FlightData, Ticket};
+use arrow_flight::{FlightData, FlightDescriptor, Ticket, encode::FlightDataEncoderBuilder};
 use futures::{StreamExt, TryStreamExt};
 use mallard::config::Compression;
 use serde_json::json;
-use tonic::{Code, Request};
+use tonic::{Code, Request, codec::CompressionEncoding::Gzip};
 
 use crate::support::{TestServer, collect, count, people, row, run, table, test_config};
 
@@ -98,4 +98,27 @@ async fn transfer_compresses_where_it_is_asked_to() {
     let refused = here.action("transfer", &body("brotli")).await.err().unwrap();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.to_string().contains("compression must be one of none, lz4, zstd"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_compression_is_taken_and_used_where_the_client_compresses() {
+    let server = TestServer::start().await;
+    let mut compressing = server.stock().await.send_compressed(Gzip).accept_compressed(Gzip);
+    let input = people(3, 1000).map_err(|error| arrow_flight::error::FlightError::ExternalError(Box::new(error)));
+    let descriptor = FlightDescriptor::new_path(vec!["people".into()]);
+    let upload = FlightDataEncoderBuilder::new().with_flight_descriptor(Some(descriptor)).build(input);
+    let stored =
+        compressing.do_put(upload.map(Result::unwrap)).await.unwrap().into_inner().next().await.unwrap().unwrap();
+    assert!(stored.app_metadata.starts_with(b"{\"rows\":3000,"), "{stored:?}");
+    assert_eq!(count(&server.client().await, "people").await, 3000);
+
+    let answer = compressing.do_get(Ticket::new(ROWS)).await.unwrap();
+    assert_eq!(answer.metadata().get("grpc-encoding").unwrap(), "gzip");
+    let messages: Vec<FlightData> = answer.into_inner().try_collect().await.unwrap();
+    assert!(codecs(&messages).iter().all(Option::is_none));
+
+    // gRPC's C++ clients say that they accept it, and never mean it.
+    let mut accepting = server.stock().await.accept_compressed(Gzip);
+    let answer = accepting.do_get(Ticket::new(ROWS)).await.unwrap();
+    assert!(answer.metadata().get("grpc-encoding").is_none());
 }
