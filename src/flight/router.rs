@@ -1,13 +1,9 @@
 //! Which RPCs the wire path answers: those that move record batches, unless the call uses gRPC's own compression or the
 //! configuration asks for the standard path. All others, and those, go to tonic's FlightServiceServer.
 
-use std::{
-    convert::Infallible,
-    task::{Context, Poll},
-};
+use std::convert::Infallible;
 
 use arrow_flight::{Ticket, flight_service_server::FlightServiceServer};
-use futures::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
 use tonic::{Status, body::Body, codec::CompressionEncoding};
 use tower::Service;
@@ -40,7 +36,7 @@ impl Router {
         Self { flight, standard, compressing, only_standard: config.wire.standard_path, max_message }
     }
 
-    async fn answer(mut self, request: Request<Body>) -> Result<Response<Body>, Infallible> {
+    pub async fn answer(mut self, request: Request<Body>) -> Result<Response<Body>, Infallible> {
         let standard = if is_compressed(request.headers()) { &mut self.compressing } else { &mut self.standard };
         if self.only_standard || is_compressed(request.headers()) {
             return standard.call(request).await;
@@ -88,18 +84,4 @@ impl Router {
 /// Whether the client compresses its messages.
 fn is_compressed(headers: &HeaderMap) -> bool {
     headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity")
-}
-
-impl Service<Request<Body>> for Router {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        Box::pin(self.clone().answer(request))
-    }
 }

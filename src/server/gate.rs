@@ -6,15 +6,13 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU8, Ordering},
     },
-    task::{Context, Poll},
 };
 
 use futures::future::BoxFuture;
 use http::{Request, Response};
-use tonic::{body::Body, server::NamedService};
-use tower::Service;
+use tonic::body::Body;
 
-use crate::{engine::Engine, error::Error, flight::Router, wire::FLIGHT_SERVICE};
+use crate::{engine::Engine, error::Error, flight::Router};
 
 /// Lets calls through to the Flight service while the server serves. Cheap to clone.
 #[derive(Clone, Default)]
@@ -62,25 +60,11 @@ impl Gate {
     }
 }
 
-impl NamedService for Gate {
-    const NAME: &'static str = FLIGHT_SERVICE;
-}
-
-impl Service<Request<Body>> for Gate {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Gate {
+    /// Hands the call to the Flight service, or refuses it.
+    pub(super) fn answer(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, Infallible>> {
         let refusal = match (self.state(), self.0.behind.get()) {
-            (State::Serving | State::Leaving, Some((service, _))) => {
-                let mut service = service.clone();
-                return Box::pin(async move { service.call(request).await });
-            }
+            (State::Serving | State::Leaving, Some((service, _))) => return Box::pin(service.clone().answer(request)),
             (State::Draining, _) => Error::Draining,
             _ => Error::Starting,
         };

@@ -11,6 +11,7 @@ use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
 use super::gate::Gate;
+use crate::wire::FLIGHT_SERVICE;
 
 #[derive(Clone)]
 pub(super) struct Services<H> {
@@ -35,7 +36,7 @@ where
         let path = request.uri().path();
         match path.trim_start_matches('/').split('/').next() {
             Some(service) if service == H::NAME => Box::pin(self.health.call(request)),
-            Some(service) if service == Gate::NAME => self.flight.call(request),
+            Some(FLIGHT_SERVICE) => self.flight.answer(request),
             _ => {
                 let unknown = Status::unimplemented(format!("{path} is none of the services here"));
                 Box::pin(std::future::ready(Ok(unknown.into_http())))
