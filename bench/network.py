@@ -16,7 +16,9 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from processes import Agent, Failed, Server
+from contenders import wait_until_it_answers
+from measure import check
+from processes import Agent, Server
 from report import machine
 from workloads import FINGERPRINT, Workload
 
@@ -44,7 +46,7 @@ def main():
         server = stack.enter_context(Server(serve, environment))
         pyarrow = inside(CLIENT, [sys.executable, "-m", "clients.pyarrow_client"])
         client = stack.enter_context(Agent(pyarrow, {"PYTHONPATH": str(HERE)}))
-        wait_until_it_answers(client)
+        wait_until_it_answers(server, LOCATION, client)
         for workload in workloads:
             ask(client, "sql", sql=f"CREATE TABLE {workload.name} AS {workload.select}")
             expected = ask(client, "sql", sql=FINGERPRINT.format(workload.name))["rows"][0]
@@ -181,20 +183,6 @@ def bytes_sent():
 
 def ask(client, operation, **request):
     return client.ask({"operation": operation, "servers": [LOCATION]} | request)
-
-
-def wait_until_it_answers(client):
-    for _ in range(100):
-        try:
-            return ask(client, "sql", sql="SELECT 1")
-        except Failed:
-            time.sleep(0.1)
-    raise Failed("the server does not answer")
-
-
-def check(what, seen, expected):
-    if seen != expected:
-        raise Failed(f"{what}: {seen}, expected {expected}")
 
 
 def parse_arguments():

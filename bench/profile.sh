@@ -4,7 +4,5 @@
 #
 #   sh bench/profile.sh get put exchange
 set -eu
-root=$(cd "$(dirname "$0")/.." && pwd)
-venv=${MALLARD_BENCH_VENV:-${CARGO_TARGET_DIR:-$root/target}/bench-venv}
-export PYTHONDONTWRITEBYTECODE=1
+. "$(dirname "$0")/environment.sh"
 exec "$venv/bin/python" "$root/bench/profile_server.py" "$@"

@@ -12,7 +12,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from processes import Agent, Failed, Server, free_port
+from contenders import wait_until_it_answers
+from processes import Agent, Server, free_port
 from workloads import HERE, Workload
 
 # The first group whose pattern is in the symbol, by where the symbol is from.
@@ -55,12 +56,8 @@ def main():
         def ask(operation, **request):
             return client.ask({"operation": operation, "servers": [location]} | request)
 
-        for _ in range(100):
-            try:
-                ask("sql", sql=f"CREATE TABLE flights AS {flights.select}")
-                break
-            except Failed:
-                time.sleep(0.1)
+        wait_until_it_answers(server, location, client)
+        ask("sql", sql=f"CREATE TABLE flights AS {flights.select}")
         ask("generate", workload=flights.name, rows=flights.rows)
         request = {"table": "flights", "to": "arrived", "exchanger": "processed"}
         for operation in arguments.operations:

@@ -17,6 +17,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from contenders import wait_until_it_answers
 from processes import Agent, Server, free_port, settled_rss
 from workloads import HERE, Workload
 
@@ -105,18 +106,9 @@ def start(stack, mallard, environment, client, flights):
     server = stack.enter_context(
         Server([str(mallard), "serve", "--location", location, "--db", ":memory:"], quiet | environment)
     )
-    wait(client, location)
+    wait_until_it_answers(server, location, client)
     ask(client, location, "sql", sql=f"CREATE TABLE flights AS {flights.select}")
     return server, location
-
-
-def wait(client, location):
-    for _ in range(100):
-        try:
-            return ask(client, location, "sql", sql="SELECT 1")
-        except Exception:
-            time.sleep(0.1)
-    raise SystemExit("the server does not answer")
 
 
 def measure(client, control, server, location):
