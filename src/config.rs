@@ -80,6 +80,8 @@ pub struct Auth {
     pub signing_key: Option<Secret>,
     pub token_ttl: Span,
     pub max_logins: usize,
+    pub login_failures: usize,
+    pub login_failures_per_address: usize,
     /// From `auth.users.NAME.password` or `auth.users.NAME.password_hash`.
     pub users: BTreeMap<String, Credential>,
 }
@@ -155,6 +157,8 @@ impl Default for Config {
                 signing_key: None,
                 token_ttl: Span(Duration::from_secs(3600)),
                 max_logins: 64,
+                login_failures: 10,
+                login_failures_per_address: 60,
                 users: BTreeMap::new(),
             },
             limits: Limits {
@@ -290,6 +294,14 @@ const KEYS: &[Key] = &[
     ),
     key!(auth.token_ttl, "How long a bearer token and a ticket of GetFlightInfo are valid."),
     key!(auth.max_logins, "Logins that may be under way at once; two passwords are checked at a time."),
+    key!(
+        auth.login_failures,
+        "Failed logins a minute of one user from one address; further ones are refused without a look. 0 means no limit."
+    ),
+    key!(
+        auth.login_failures_per_address,
+        "The same for all users from one address (IPv6: /64), but for those who have logged in from there before. Behind a proxy that is one address for all."
+    ),
     key!(limits.queries, "Statements that run at once, each on an engine thread with its own connection."),
     key!(limits.queue, "Statements that may wait for a free engine thread."),
     key!(limits.queue_timeout, "How long a statement may wait for a free engine thread."),

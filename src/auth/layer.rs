@@ -59,8 +59,10 @@ where
             if request.uri().path().starts_with(HEALTH) {
                 return inner.call(request).await;
             }
+            let call = request.extensions().get::<Call>().cloned();
+            let address = call.as_ref().and_then(Call::address);
             let outcome = match credentials(request.headers()) {
-                Some(value) => authenticator.authenticate(&value).await,
+                Some(value) => authenticator.authenticate(&value, address).await,
                 None if !authenticator.enabled() => Ok((Identity { user: ANONYMOUS.into() }, None)),
                 None if request.uri().path() == HANDSHAKE => return inner.call(request).await,
                 None => Err(Error::Unauthenticated("log in first: the call has no authorization header".into())),
@@ -69,7 +71,7 @@ where
                 Ok(known) => known,
                 Err(error) => return Ok(error.into_status().into_http()),
             };
-            if let Some(call) = request.extensions().get::<Call>() {
+            if let Some(call) = call {
                 call.set_user(&identity.user);
             }
             request.extensions_mut().insert(identity);

@@ -1,11 +1,14 @@
 //! Who calls: users, password hashes, tokens, and the layer that turns a header into an [`Identity`].
 
+mod failures;
 mod layer;
 mod password;
 mod token;
+mod turns;
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,7 +18,6 @@ use base64::{
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use tokio::sync::Semaphore;
 
 pub use layer::AuthLayer;
 pub use password::hash_password;
@@ -26,7 +28,9 @@ use crate::{
     error::{Error, Result},
     telemetry::Metrics,
 };
+use failures::Failures;
 use token::Tokens;
+use turns::Turns;
 
 /// Who a call comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,10 +57,8 @@ struct Inner {
     /// Verified where the user is unknown, so that both take the same work.
     decoy: Secret,
     tokens: Tokens,
-    /// Argon2 takes 19 MiB and tens of milliseconds a time: two at once, off the async threads.
-    hashing: Arc<Semaphore>,
-    /// Logins that wait for their turn, those two included.
-    waiting: Semaphore,
+    turns: Turns,
+    failures: Failures,
     max_logins: usize,
     /// When each user's login was last used.
     used: Mutex<HashMap<String, Instant>>,
@@ -92,8 +94,8 @@ impl Authenticator {
             hashes,
             decoy: Secret::new(hash_password("a password that nobody has")?),
             tokens: Tokens::new(config.signing_key.as_ref(), config.token_ttl.0),
-            hashing: Arc::new(Semaphore::new(2)),
-            waiting: Semaphore::new(config.max_logins),
+            turns: Turns::new(config.max_logins),
+            failures: Failures::new(config.login_failures, config.login_failures_per_address),
             max_logins: config.max_logins,
             used: Mutex::default(),
             session: config.token_ttl.0,
@@ -112,6 +114,11 @@ impl Authenticator {
         used.len()
     }
 
+    /// Logins that wait for their turn.
+    pub fn logins_waiting(&self) -> usize {
+        self.0.turns.waiting()
+    }
+
     fn is_used(&self, identity: Identity) -> Identity {
         let mut used = self.0.used.lock().unwrap_or_else(PoisonError::into_inner);
         match used.get_mut(&identity.user) {
@@ -122,8 +129,14 @@ impl Authenticator {
     }
 
     /// Checks a password; the identity and a fresh bearer token. `method` says where the password was: `basic` or
-    /// `handshake`.
-    pub async fn login(&self, method: &str, user: &str, password: Secret) -> Result<(Identity, String)> {
+    /// `handshake`, and `address` where it comes from.
+    pub async fn login(
+        &self,
+        method: &str,
+        user: &str,
+        password: Secret,
+        address: Option<IpAddr>,
+    ) -> Result<(Identity, String)> {
         if !self.0.enabled {
             let identity = Identity { user: ANONYMOUS.into() };
             let token = self.0.tokens.bearer(&identity)?;
@@ -131,29 +144,41 @@ impl Authenticator {
         }
         let known = self.0.hashes.get(user).cloned();
         let hash = known.clone().unwrap_or_else(|| self.0.decoy.clone());
-        let Ok(_place) = self.0.waiting.try_acquire() else {
-            let what = format!("{} logins are under way already", self.0.max_logins);
-            return Err(Error::Limit { what, key: "auth.max_logins" });
+        let origin = self.0.failures.origin(user, address);
+        let limited = |error: Error| {
+            self.0.metrics.login(method, "limited");
+            // Many a second, maybe; what led to it was worth a warning each.
+            tracing::debug!(method, %error, "login refused");
+            error
         };
-        let permit = self.0.hashing.clone().acquire_owned().await.map_err(Error::internal)?;
+        self.0.failures.check(&origin).map_err(limited)?;
+        let turn = self.0.turns.take(self.0.failures.class(&origin)).await.ok_or_else(|| {
+            let what = format!("{} logins are under way already", self.0.max_logins);
+            limited(Error::Limit { what, key: "auth.max_logins" })
+        })?;
+        // Others may have failed while this one waited.
+        self.0.failures.check(&origin).map_err(limited)?;
         let matches = tokio::task::spawn_blocking(move || {
             // Given back when the work is done, also where the client has left.
-            let _permit = permit;
+            let _turn = turn;
             password::verify(&hash, &password)
         });
         let accepted = matches.await.map_err(Error::internal)? && known.is_some();
-        self.0.metrics.login(method, accepted);
         if !accepted {
+            self.0.failures.failed(&origin);
+            self.0.metrics.login(method, "refused");
             tracing::warn!(user, method, "login refused");
             return Err(Error::Unauthenticated("wrong user or password".into()));
         }
+        self.0.failures.succeeded(&origin);
+        self.0.metrics.login(method, "ok");
         let identity = self.is_used(Identity { user: user.to_string() });
         let token = self.0.tokens.bearer(&identity)?;
         Ok((identity, token))
     }
 
     /// The identity behind an `authorization` header, and a token where the header asked for one (Basic).
-    pub async fn authenticate(&self, header: &str) -> Result<(Identity, Option<String>)> {
+    pub async fn authenticate(&self, header: &str, address: Option<IpAddr>) -> Result<(Identity, Option<String>)> {
         let malformed = || Error::Unauthenticated("the authorization header is neither Basic nor Bearer".into());
         let (scheme, value) = header.trim().split_once(' ').ok_or_else(malformed)?;
         if scheme.eq_ignore_ascii_case("bearer") {
@@ -169,7 +194,7 @@ impl Authenticator {
         let decoded = BASE64.decode(value.trim()).map_err(|_| wrong())?;
         let decoded = String::from_utf8(decoded).map_err(|_| wrong())?;
         let (user, password) = decoded.split_once(':').ok_or_else(wrong)?;
-        let (identity, token) = self.login("basic", user, Secret::new(password)).await?;
+        let (identity, token) = self.login("basic", user, Secret::new(password), address).await?;
         Ok((identity, Some(token)))
     }
 

@@ -1,6 +1,6 @@
 //! Handshake: credentials in the header (answered by the auth layer) or as BasicAuth in the payload.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use arrow_flight::{BasicAuth, HandshakeRequest, HandshakeResponse};
 use bytes::Bytes;
@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) async fn handshake(
     authenticator: &Authenticator,
     identity: Option<&Identity>,
+    address: Option<IpAddr>,
     mut requests: impl Stream<Item = Result<HandshakeRequest, Status>> + Unpin,
 ) -> Result<Response<BoxStream<'static, Result<HandshakeResponse, Status>>>> {
     if identity.is_some_and(|_| authenticator.enabled()) {
@@ -36,7 +37,8 @@ pub(super) async fn handshake(
     };
     let basic = BasicAuth::decode(request.payload)
         .map_err(|_| Error::Unauthenticated("the handshake's payload is not BasicAuth".into()))?;
-    let (_, token) = authenticator.login("handshake", &basic.username, Secret::new(basic.password)).await?;
+    let password = Secret::new(basic.password);
+    let (_, token) = authenticator.login("handshake", &basic.username, password, address).await?;
     let answer = HandshakeResponse { protocol_version: 0, payload: Bytes::from(token.clone()) };
     let mut response = Response::new(futures::stream::iter([Ok(answer)]).boxed());
     let mut header: MetadataValue<_> = format!("Bearer {token}").parse().map_err(Error::internal)?;

@@ -129,7 +129,8 @@ impl FlightService for Flight {
 
     async fn handshake(&self, request: Request<Streaming<HandshakeRequest>>) -> Answer<Self::HandshakeStream> {
         let identity = request.extensions().get::<Identity>().cloned();
-        Ok(handshake::handshake(&self.authenticator, identity.as_ref(), request.into_inner()).await?)
+        let address = request.extensions().get::<Call>().and_then(Call::address);
+        Ok(handshake::handshake(&self.authenticator, identity.as_ref(), address, request.into_inner()).await?)
     }
 
     async fn list_flights(&self, request: Request<Criteria>) -> Answer<Self::ListFlightsStream> {

@@ -1,7 +1,7 @@
 //! One RPC as its metrics, its span and its log line see it.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -112,6 +112,11 @@ impl Call {
     /// What is done for this RPC is done inside its span.
     pub fn span(&self) -> &Span {
         &self.0.span
+    }
+
+    /// Where it comes from; nowhere in particular over a Unix socket.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.0.peer.map(|peer| peer.ip())
     }
 
     /// Who calls, once that is known.

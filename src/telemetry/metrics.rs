@@ -75,6 +75,7 @@ pub struct Inner {
     pub ingests_waiting: IntGauge,
     logins: IntCounterVec,
     denials: IntCounterVec,
+    pub logins_waiting: IntGauge,
     pub sessions: IntGauge,
     exchanges: IntCounterVec,
     pub exchanges_running: IntGauge,
@@ -188,7 +189,13 @@ impl Metrics {
                 "mallard_ingests_waiting",
                 "Incoming streams whose sender is slow; they hold an engine thread and no DuckDB worker.",
             ),
-            logins: counters(r, "mallard_logins_total", "Attempts to log in.", &["method", "outcome"]),
+            logins: counters(
+                r,
+                "mallard_logins_total",
+                "Attempts to log in; limited ones were refused before anybody looked at the password.",
+                &["method", "outcome"],
+            ),
+            logins_waiting: gauge(r, "mallard_logins_waiting", "Logins that wait for their password to be checked."),
             denials: counters(
                 r,
                 "mallard_denials_total",
@@ -286,7 +293,7 @@ impl Inner {
             self.bytes.with_label_values(&[direction]);
         }
         for method in ["basic", "handshake"] {
-            for outcome in ["ok", "refused"] {
+            for outcome in ["ok", "refused", "limited"] {
                 self.logins.with_label_values(&[method, outcome]);
             }
         }
@@ -341,9 +348,9 @@ impl Inner {
         (self.rows.with_label_values(&label).get(), self.bytes.with_label_values(&label).get())
     }
 
-    /// `method` is `basic` or `handshake`.
-    pub fn login(&self, method: &str, accepted: bool) {
-        self.logins.with_label_values(&[method, if accepted { "ok" } else { "refused" }]).inc();
+    /// `method` is `basic` or `handshake`; `outcome` is `ok`, `refused`, or `limited`: nobody looked at the password.
+    pub fn login(&self, method: &str, outcome: &str) {
+        self.logins.with_label_values(&[method, outcome]).inc();
     }
 
     /// An exchange under way, counted when it ends.

@@ -14,6 +14,7 @@ mod exchange;
 mod get;
 mod info;
 mod lifecycle;
+mod login_flood;
 mod process;
 mod put;
 mod support;

@@ -45,6 +45,7 @@ mallard_connections gauge
 mallard_connections_total counter
 mallard_streams_open gauge
 mallard_logins_total counter method outcome
+mallard_logins_waiting gauge
 mallard_denials_total counter reason
 mallard_sessions gauge
 mallard_queries_total counter statement outcome
@@ -107,6 +108,7 @@ MAY_BE_ZERO = {
     ("Exchanges running and registered", "B"),
     ("Transfers", "B"),
     ("Memory by use", "A"),
+    ("Sessions", "B"),
     ("Memory of the limit", "A"),
     ("Temporary storage by use", "A"),
     ("Write-ahead log", "A"),
