@@ -12,6 +12,7 @@
 //! | 1 | [`telemetry`] | metrics, traces, logs |
 //! | 2 | [`engine`] | the only folder that knows DuckDB |
 //! | 2 | [`wire`] | record batches to FlightData and back |
+//! | 2 | [`reload`] | files that are read again while the server runs |
 //! | 2 | [`auth`] | users, tokens, and the layer that turns a header into an identity |
 //! | 3 | [`exchange`] | named functions from a stream to a stream |
 //! | 3 | [`client`] | the Flight client of the command line, the demo and transfers |
@@ -33,6 +34,8 @@ pub mod telemetry;
 pub mod engine;
 
 pub mod wire;
+
+pub mod reload;
 
 pub mod auth;
 

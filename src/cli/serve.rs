@@ -67,8 +67,8 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let mut stop = match Stop::listen() {
-        Ok(stop) => stop,
+    let (mut stop, mut hangup) = match Stop::listen().and_then(|stop| Ok((stop, signal(SignalKind::hangup())?))) {
+        Ok(signals) => signals,
         Err(error) => {
             eprintln!("error: cannot listen for signals: {error}");
             return ExitCode::FAILURE;
@@ -85,7 +85,12 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
         // Nothing was acknowledged yet.
         () = stop.signal() => return ExitCode::SUCCESS,
     };
-    stop.signal().await;
+    loop {
+        tokio::select! {
+            () = stop.signal() => break,
+            _ = hangup.recv() => server.reload(),
+        }
+    }
     match server.stop(stop.signal()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -22,6 +22,7 @@ use crate::{
     error::{Error, Result},
     flight::{Flight, Router},
     location::Location,
+    reload::Reloads,
     telemetry::{Calls, Metrics},
     wire,
 };
@@ -51,6 +52,7 @@ pub struct Server {
     health: HealthReporter,
     metrics: Metrics,
     activity: Activity,
+    reloads: Reloads,
     /// Cancelled when dropped, too: a server that is dropped stops.
     stop_accepting: DropGuard,
     serving: JoinSet<()>,
@@ -60,6 +62,7 @@ impl Server {
     /// Binds, answers health with NOT_SERVING while the database opens, and serves when this returns.
     pub async fn start(config: Config) -> Result<Self> {
         let metrics = Metrics::new(Engine::duckdb_version());
+        let reloads = Reloads::start(metrics.clone())?;
         let (auth, auth_metrics) = (config.auth.clone(), metrics.clone());
         let authenticator = tokio::task::spawn_blocking(move || Authenticator::new(&auth, auth_metrics));
         let authenticator = authenticator.await.map_err(Error::internal)??;
@@ -113,7 +116,20 @@ impl Server {
             admin = %admin.as_ref().map_or("off".into(), |admin| admin.address().to_string()), "serving"
         );
         let stop_accepting = stop_accepting.drop_guard();
-        Ok(Self { location, admin, config, engine, gate, calls, health, metrics, activity, stop_accepting, serving })
+        Ok(Self {
+            location,
+            admin,
+            config,
+            engine,
+            gate,
+            calls,
+            health,
+            metrics,
+            activity,
+            reloads,
+            stop_accepting,
+            serving,
+        })
     }
 
     /// Where it really listens: a port of 0 has become one.
@@ -123,6 +139,11 @@ impl Server {
 
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(Admin::address)
+    }
+
+    /// Reads the files that can change while it runs again, changed or not.
+    pub fn reload(&self) {
+        self.reloads.reload();
     }
 
     /// Stops in order: not ready, drain delay, no new calls, grace for running ones (until `impatient` completes),
@@ -136,6 +157,7 @@ impl Server {
             health,
             metrics,
             activity,
+            reloads: _,
             stop_accepting,
             mut serving,
             admin,

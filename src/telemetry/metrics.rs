@@ -92,6 +92,7 @@ pub struct Inner {
     wal_size: IntGauge,
     volume_free: IntGaugeVec,
     volume_size: IntGaugeVec,
+    reloads: IntCounterVec,
     pub ready: IntGauge,
     pub draining: IntGauge,
     pub invalidated: IntGauge,
@@ -242,6 +243,12 @@ impl Metrics {
                 "Size of the volume where the database or its temporary files lie.",
                 &["volume"],
             ),
+            reloads: counters(
+                r,
+                "mallard_config_reloads_total",
+                "Files read again after a change or SIGHUP; what was there before stays in use where the new is refused.",
+                &["what", "outcome"],
+            ),
             ready: gauge(r, "mallard_ready", "1 while the server is ready for calls."),
             draining: gauge(r, "mallard_draining", "1 once the server has begun to stop."),
             invalidated: gauge(r, "mallard_database_invalidated", "1 once DuckDB has declared the database unusable."),
@@ -287,6 +294,11 @@ impl Inner {
         }
         for reason in ["unauthenticated", "permission", "limit"] {
             self.denials.with_label_values(&[reason]);
+        }
+        for what in ["certificate", "users", "keys"] {
+            for outcome in ["ok", "refused"] {
+                self.reloads.with_label_values(&[what, outcome]);
+            }
         }
         for direction in ["sent", "received"] {
             self.rows.with_label_values(&[direction]);
@@ -351,6 +363,11 @@ impl Inner {
     /// `method` is `basic` or `handshake`; `outcome` is `ok`, `refused`, or `limited`: nobody looked at the password.
     pub fn login(&self, method: &str, outcome: &str) {
         self.logins.with_label_values(&[method, outcome]).inc();
+    }
+
+    /// `what` is `certificate`, `users` or `keys`.
+    pub fn reloaded(&self, what: &str, accepted: bool) {
+        self.reloads.with_label_values(&[what, if accepted { "ok" } else { "refused" }]).inc();
     }
 
     /// An exchange under way, counted when it ends.

@@ -17,6 +17,7 @@ mod lifecycle;
 mod login_flood;
 mod process;
 mod put;
+mod reload;
 mod support;
 mod telemetry;
 mod tidy;

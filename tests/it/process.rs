@@ -71,10 +71,20 @@ impl Process {
         Client::connect(&self.location, login).await.expect("the client connects")
     }
 
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    /// Waits until a line of its log holds this text.
+    pub(crate) async fn logs(&self, text: &str) {
+        let logged = async || self.lines.lock().unwrap().iter().any(|line| line.contains(text));
+        crate::support::until(text, logged).await;
+    }
+
     /// Stops it with SIGTERM; everything it wrote on standard error.
     pub(crate) fn stop(mut self) -> Vec<String> {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.signal("TERM");
         assert!(self.child.wait().unwrap().success(), "{:?}", self.lines.lock().unwrap());
         self.reader.take().unwrap().join().unwrap();
         std::mem::take(&mut *self.lines.lock().unwrap())

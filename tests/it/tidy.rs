@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 8] = [
     &["error", "config", "location"],
     &["stream", "telemetry"],
-    &["engine", "wire", "auth"],
+    &["engine", "wire", "reload", "auth"],
     &["exchange", "session", "client"],
     &["transfer"],
     &["flight"],
