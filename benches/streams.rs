@@ -167,7 +167,7 @@ fn scan(criterion: &mut Criterion) {
         let engine = Engine::open(&config, Metrics::unregistered()).expect("opens");
         let make = include_str!("../bench/flights.sql").replace("{rows}", "6000000");
         let drain = async |sql: &str| {
-            let mut rows = engine.query(sql).await.expect("runs");
+            let mut rows = engine.query(&mallard::access::Rights::all("bench"), sql).await.expect("runs");
             while let Some(batch) = rows.next().await {
                 black_box(batch.expect("runs"));
             }

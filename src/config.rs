@@ -12,7 +12,10 @@ use figment::{
     value::{Dict, Map, Value},
 };
 
-use crate::location::Location;
+use crate::{
+    access::{Allowance, Role},
+    location::Location,
+};
 
 const ENV_PREFIX: &str = "MALLARD__";
 
@@ -82,8 +85,43 @@ pub struct Auth {
     pub max_logins: usize,
     pub login_failures: usize,
     pub login_failures_per_address: usize,
-    /// From `auth.users.NAME.password` or `auth.users.NAME.password_hash`.
-    pub users: BTreeMap<String, Credential>,
+    pub default_role: String,
+    pub anonymous_role: String,
+    /// `auth.users.NAME`.
+    pub users: BTreeMap<String, User>,
+    /// `auth.roles.NAME`.
+    pub roles: BTreeMap<String, RoleSettings>,
+}
+
+/// One user of the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct User {
+    /// `None` for one who never logs in with a password.
+    pub credential: Option<Credential>,
+    /// The default one where it is not given.
+    pub role: Option<String>,
+    /// Patterns of tables, beside those of the role.
+    pub read: Vec<String>,
+    pub write: Vec<String>,
+}
+
+impl User {
+    /// With a role's rights and no others.
+    pub fn new(credential: Credential, role: &str) -> Self {
+        Self { credential: Some(credential), role: Some(role.into()), ..Self::default() }
+    }
+}
+
+/// A role of the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct RoleSettings {
+    /// What it narrows; for `reader`, `writer` and `admin` it is themselves.
+    pub base: Option<Role>,
+    /// Patterns of tables, and of exchangers; `None` means all.
+    pub read: Option<Vec<String>>,
+    pub write: Option<Vec<String>>,
+    pub exchangers: Option<Vec<String>>,
+    pub allowance: Allowance,
 }
 
 #[derive(Debug, Clone)]
@@ -95,6 +133,7 @@ pub struct Limits {
     pub max_message_size: Size,
     pub send_message_size: Size,
     pub sql_length: Size,
+    pub sql_depth: usize,
     pub endpoints: usize,
     pub shared_results: usize,
 }
@@ -159,7 +198,10 @@ impl Default for Config {
                 max_logins: 64,
                 login_failures: 10,
                 login_failures_per_address: 60,
+                default_role: Role::Reader.word().into(),
+                anonymous_role: Role::Admin.word().into(),
                 users: BTreeMap::new(),
+                roles: BTreeMap::new(),
             },
             limits: Limits {
                 queries: 16,
@@ -169,6 +211,7 @@ impl Default for Config {
                 max_message_size: Size::mib(64),
                 send_message_size: Size::mib(2),
                 sql_length: Size(256 * 1024),
+                sql_depth: 128,
                 endpoints: 1,
                 shared_results: 64,
             },
@@ -302,6 +345,11 @@ const KEYS: &[Key] = &[
         auth.login_failures_per_address,
         "The same for all users from one address (IPv6: /64), but for those who have logged in from there before. Behind a proxy that is one address for all."
     ),
+    key!(
+        auth.default_role,
+        "Role of users that have none of their own: reader, writer, admin, or one of [auth.roles]."
+    ),
+    key!(auth.anonymous_role, "Role of everyone where auth.enabled is false."),
     key!(limits.queries, "Statements that run at once, each on an engine thread with its own connection."),
     key!(limits.queue, "Statements that may wait for a free engine thread."),
     key!(limits.queue_timeout, "How long a statement may wait for a free engine thread."),
@@ -312,6 +360,10 @@ const KEYS: &[Key] = &[
         "Record batches are split by rows to stay near this size. Stock clients refuse messages above 4 MiB."
     ),
     key!(limits.sql_length, "Longest SQL text accepted."),
+    key!(
+        limits.sql_depth,
+        "How deep SQL may nest: brackets, CASE, and chains of operators, of parts of a name and of CTEs. DuckDB's planner takes seconds for a few hundred."
+    ),
     key!(
         limits.endpoints,
         "Endpoints in a FlightInfo, 1 to 64: connections that may drain one result together, in no order. The header x-mallard-endpoints of a call wins."
@@ -375,7 +427,21 @@ impl Config {
              # from a file with password_hash_file or password_file. There are none by default. In the environment a name\n\
              # in capitals is meant in lower case: MALLARD__AUTH__USERS__ALICE__PASSWORD is alice's.\n\
              # [auth.users.alice]\n\
-             # password_hash = \"$argon2id$v=19$m=19456,t=2,p=1$...\"\n",
+             # password_hash = \"$argon2id$v=19$m=19456,t=2,p=1$...\"\n\
+             # role = \"analyst\"\n\
+             # read = [\"hr.names\"] # beside the role's\n\
+             \n\
+             # Roles beside reader, writer and admin, one table each: one of those, narrowed to tables (patterns of\n\
+             # schema.table; without a dot, of the schema main) and exchangers. What is left out is not narrowed.\n\
+             # [auth.roles.analyst]\n\
+             # base = \"writer\"\n\
+             # read = [\"sales.*\", \"flights\"]\n\
+             # write = [\"scratch.*\"]\n\
+             # exchangers = [\"echo\", \"count\"]\n\
+             # result_rows = 1000000 # of one statement; more ends it with RESOURCE_EXHAUSTED\n\
+             # result_bytes = \"1GiB\"\n\
+             # queries = 4 # statements of one user at once\n\
+             # operator_memory = \"512MiB\" # of each operator of a statement\n",
         );
         text
     }
@@ -386,6 +452,8 @@ impl Config {
 pub struct Loaded {
     pub config: Config,
     sources: BTreeMap<String, String>,
+    /// What is in no table of keys: users and roles, secrets redacted.
+    named: BTreeMap<String, String>,
 }
 
 impl Loaded {
@@ -401,8 +469,8 @@ impl Loaded {
             let redacted = if key.secret && value != "\"\"" { "\"(redacted)\"" } else { &value };
             line(key.name, redacted);
         }
-        for name in self.sources.keys().filter(|name| name.starts_with("auth.users.")) {
-            line(name, "\"(redacted)\"");
+        for (name, value) in &self.named {
+            line(name, value);
         }
         lines
     }
@@ -456,17 +524,32 @@ pub fn load(
     }
 
     let mut config = Config::default();
-    let mut sources = BTreeMap::new();
+    let (mut sources, mut named) = (BTreeMap::new(), BTreeMap::new());
     let given: Vec<String> = leaves.iter().map(|(name, _)| name.clone()).collect();
     for (name, value) in leaves {
         let source = figment.get_metadata(value.tag()).map_or("unknown source".into(), |from| origin(from, &name));
         if let Err(mistake) = set(&mut config, &name, &value, &given) {
             mistakes.push(format!("{name}: {mistake} (from {source})"));
         }
+        if !KEYS.iter().any(|key| name.starts_with(key.name)) {
+            named.insert(name.clone(), shown(&name, &value));
+        }
         sources.insert(name, source);
     }
     check(&config, &sources, &mut mistakes);
-    if mistakes.is_empty() { Ok(Loaded { config, sources }) } else { Err(Mistakes(mistakes)) }
+    if mistakes.is_empty() { Ok(Loaded { config, sources, named }) } else { Err(Mistakes(mistakes)) }
+}
+
+/// A value of a user or a role as TOML, unless it may be a secret.
+fn shown(name: &str, value: &Value) -> String {
+    if name.contains(".password") {
+        return quoted("(redacted)");
+    }
+    match (value.as_str(), value.as_array()) {
+        (Some(text), _) => quoted(text),
+        (None, Some(_)) => Vec::read(value).unwrap_or_default().to_toml(),
+        (None, None) => value.to_i128().map_or_else(|| quoted("?"), |number| number.to_string()),
+    }
 }
 
 fn variable_part(part: &str) -> String {
@@ -486,24 +569,10 @@ fn set(config: &mut Config, name: &str, value: &Value, given: &[String]) -> Resu
         return (key.set)(config, &Value::from(read_secret(value)?));
     }
     if let Some((user, field)) = name.strip_prefix("auth.users.").and_then(|rest| rest.rsplit_once('.')) {
-        let text = match field.strip_suffix("_file") {
-            Some(_) => read_secret(value)?,
-            None => String::read(value)?,
-        };
-        let credential = match field.trim_end_matches("_file") {
-            "password" if text.is_empty() => return Err("is empty".into()),
-            "password" => Credential::Password(Secret(text)),
-            "password_hash" => Credential::Hash(Secret(text)),
-            _ => {
-                return Err(
-                    "unknown key; a user has password, password_hash, password_file or password_hash_file".into()
-                );
-            }
-        };
-        if config.auth.users.insert(user.to_string(), credential).is_some() {
-            return Err(format!("user {user} has more than one password or hash; give one of them"));
-        }
-        return Ok(());
+        return set_user(config.auth.users.entry(user.to_string()).or_default(), user, field, value);
+    }
+    if let Some((role, field)) = name.strip_prefix("auth.roles.").and_then(|rest| rest.rsplit_once('.')) {
+        return set_role(config.auth.roles.entry(role.to_string()).or_default(), field, value);
     }
     let nearest = KEYS
         .iter()
@@ -516,6 +585,57 @@ fn set(config: &mut Config, name: &str, value: &Value, given: &[String]) -> Resu
     })
 }
 
+fn set_user(user: &mut User, name: &str, field: &str, value: &Value) -> Result<(), String> {
+    match field {
+        "role" => user.role = Some(String::read(value)?),
+        "read" => user.read = Setting::read(value)?,
+        "write" => user.write = Setting::read(value)?,
+        _ => {
+            let text = match field.strip_suffix("_file") {
+                Some(_) => read_secret(value)?,
+                None => String::read(value)?,
+            };
+            let credential = match field.trim_end_matches("_file") {
+                "password" if text.is_empty() => return Err("is empty".into()),
+                "password" => Credential::Password(Secret(text)),
+                "password_hash" => Credential::Hash(Secret(text)),
+                _ => {
+                    return Err(
+                        "unknown key; a user has password, password_hash, password_file or password_hash_file, \
+                                and role, read and write"
+                            .into(),
+                    );
+                }
+            };
+            if user.credential.replace(credential).is_some() {
+                return Err(format!("user {name} has more than one password or hash; give one of them"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn set_role(role: &mut RoleSettings, field: &str, value: &Value) -> Result<(), String> {
+    match field {
+        "base" => role.base = Some(String::read(value)?.parse()?),
+        "read" => role.read = Some(Setting::read(value)?),
+        "write" => role.write = Some(Setting::read(value)?),
+        "exchangers" => role.exchangers = Some(Setting::read(value)?),
+        "result_rows" => role.allowance.result_rows = Some(usize::read(value)? as u64),
+        "result_bytes" => role.allowance.result_bytes = Some(Setting::read(value)?),
+        "queries" => role.allowance.queries = Some(Setting::read(value)?),
+        "operator_memory" => role.allowance.operator_memory = Some(Setting::read(value)?),
+        _ => {
+            return Err(
+                "unknown key; a role has base, read, write, exchangers, result_rows, result_bytes, queries and \
+                        operator_memory"
+                    .into(),
+            );
+        }
+    }
+    Ok(())
+}
+
 /// What no single key can see.
 fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec<String>) {
     let source = |key: &str| sources.get(key).map_or("default", String::as_str).to_string();
@@ -526,6 +646,20 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
              (made by `mallard user hash`) or auth.users_file (from {})",
             source("auth.enabled")
         ));
+    }
+    let roles = crate::access::Roles::new(auth);
+    for (name, role) in &auth.roles {
+        if role.base.is_none() && name.parse::<Role>().is_err() {
+            mistakes.push(format!("auth.roles.{name}: has no base; it must be one of reader, writer, admin"));
+        }
+    }
+    let given = auth.users.iter().filter_map(|(user, of)| Some((format!("auth.users.{user}.role"), of.role.as_ref()?)));
+    let defaults = [("auth.default_role", &auth.default_role), ("auth.anonymous_role", &auth.anonymous_role)];
+    for (key, role) in given.chain(defaults.map(|(key, role)| (key.to_string(), role))) {
+        if !roles.exists(role) {
+            let known = roles.names().join(", ");
+            mistakes.push(format!("{key}: there is no role \"{role}\"; there are {known} (from {})", source(&key)));
+        }
     }
     if !config.server.location.is_local() && !auth.enabled && !auth.allow_anonymous {
         mistakes.push(format!(
@@ -683,6 +817,21 @@ impl Setting for usize {
 
     fn to_toml(&self) -> String {
         self.to_string()
+    }
+}
+
+/// Texts; in the environment one, with commas.
+impl Setting for Vec<String> {
+    fn read(value: &Value) -> Result<Self, String> {
+        if let Some(text) = value.as_str() {
+            return Ok(text.split(',').map(|part| part.trim().to_string()).filter(|part| !part.is_empty()).collect());
+        }
+        let wrong = || "must be a list of texts".to_string();
+        value.as_array().ok_or_else(wrong)?.iter().map(|one| String::read(one).map_err(|_| wrong())).collect()
+    }
+
+    fn to_toml(&self) -> String {
+        format!("[{}]", self.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", "))
     }
 }
 

@@ -27,8 +27,9 @@ pub enum Error {
     Exists(String),
     #[error("{0}")]
     Unauthenticated(String),
-    #[error("{0}")]
-    Denied(String),
+    /// The caller's role or grants, or the SQL guard, are against it; the rule is named for those who ask for more.
+    #[error("{what} (rule {rule})")]
+    Denied { rule: &'static str, what: String },
     /// A configured bound was reached; the message names it and its key.
     #[error("{what}: raise {key} or try again later")]
     Limit { what: String, key: &'static str },
@@ -90,7 +91,7 @@ impl Error {
             Self::NotFound(_) => Code::NotFound,
             Self::Exists(_) => Code::AlreadyExists,
             Self::Unauthenticated(_) => Code::Unauthenticated,
-            Self::Denied(_) => Code::PermissionDenied,
+            Self::Denied { .. } => Code::PermissionDenied,
             Self::Limit { .. } => Code::ResourceExhausted,
             Self::Timeout(_) => Code::DeadlineExceeded,
             Self::Cancelled => Code::Cancelled,
@@ -120,7 +121,7 @@ impl Error {
             }
             other => other.to_string(),
         };
-        Status::new(code, message)
+        Status::new(code, fitting(message))
     }
 
     /// What a peer answered, as an error of ours.
@@ -142,6 +143,22 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         error.into_status()
     }
+}
+
+/// A message travels in a header, percent-encoded, and clients take some 8 KiB of headers in all.
+const MAX_ENCODED: usize = 4096;
+
+fn fitting(mut message: String) -> String {
+    let mut encoded = 0;
+    let end = message.char_indices().find_map(|(at, character)| {
+        encoded += if matches!(character, ' '..='~') { 1 } else { 3 * character.len_utf8() };
+        (encoded > MAX_ENCODED).then_some(at)
+    });
+    if let Some(end) = end {
+        message.truncate(end);
+        message.push_str(" ..");
+    }
+    message
 }
 
 /// A status whose message is empty or only tonic's word for a broken connection, made readable.

@@ -13,6 +13,7 @@ use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    access::{Rights, Role},
     client::{Client, Login},
     config::{Compression, MAX_ENDPOINTS, Secret},
     engine::{Engine, Fingerprint, Mode, TableName},
@@ -94,6 +95,7 @@ pub struct Progress {
 
 /// A checked request.
 pub struct Transfer {
+    rights: Arc<Rights>,
     from: Location,
     login: Option<Login>,
     what: What,
@@ -110,7 +112,9 @@ enum What {
 }
 
 impl Transfer {
-    pub fn new(request: Request) -> Result<Self> {
+    /// `rights` are those of whoever asks for it.
+    pub fn new(rights: &Arc<Rights>, request: Request) -> Result<Self> {
+        rights.require(Role::Writer, "a transfer")?;
         let from = request.from.parse().map_err(|why| Error::invalid(format!("from: {why}")))?;
         let login = match (request.username, request.password) {
             (None, None) => None,
@@ -138,7 +142,7 @@ impl Transfer {
         }
         let compression = request.compression.map(|word| word.parse()).transpose();
         let compression = compression.map_err(|why: String| Error::invalid(format!("compression {why}")))?;
-        Ok(Self { from, login, what, to, mode, verify, endpoints, compression })
+        Ok(Self { rights: rights.clone(), from, login, what, to, mode, verify, endpoints, compression })
     }
 
     /// Runs the transfer. Dropping the stream rolls it back.
@@ -179,7 +183,7 @@ impl Transfer {
             metrics.transfer_rows.inc_by(rows);
             metrics.transfer_bytes.inc_by(bytes);
         });
-        let staged = engine.ingest(&self.to, self.mode, input, self.verify).await?;
+        let staged = engine.ingest(&self.rights, &self.to, self.mode, input, self.verify).await?;
         let mut done = counter.now();
         done.rows = staged.rows;
         done.done = true;

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, header::AUTHORIZATION};
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use super::{ANONYMOUS, Authenticator, BASE64, Identity};
+use super::{Authenticator, BASE64};
 use crate::{error::Error, telemetry::Call};
 
 const HEALTH: &str = "/grpc.health.v1.Health/";
@@ -63,7 +63,7 @@ where
             let address = call.as_ref().and_then(Call::address);
             let outcome = match credentials(request.headers()) {
                 Some(value) => authenticator.authenticate(&value, address).await,
-                None if !authenticator.enabled() => Ok((Identity { user: ANONYMOUS.into() }, None)),
+                None if !authenticator.enabled() => Ok((authenticator.anonymous(), None)),
                 None if request.uri().path() == HANDSHAKE => return inner.call(request).await,
                 None => Err(Error::Unauthenticated("log in first: the call has no authorization header".into())),
             };

@@ -18,12 +18,14 @@ use base64::{
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
+use serde::Deserialize;
 
 pub use layer::AuthLayer;
 pub use password::hash_password;
 pub use token::{Place, TicketClaims};
 
 use crate::{
+    access::{Rights, Roles},
     config::{self, Credential, Secret},
     error::{Error, Result},
     telemetry::Metrics,
@@ -36,6 +38,13 @@ use turns::Turns;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     pub user: String,
+    pub rights: Arc<Rights>,
+}
+
+impl From<Arc<Rights>> for Identity {
+    fn from(rights: Arc<Rights>) -> Self {
+        Self { user: rights.user.clone(), rights }
+    }
 }
 
 /// The name of everyone where authentication is off.
@@ -53,7 +62,8 @@ pub struct Authenticator(Arc<Inner>);
 
 struct Inner {
     enabled: bool,
-    hashes: HashMap<String, Secret>,
+    users: HashMap<String, Known>,
+    anonymous: Arc<Rights>,
     /// Verified where the user is unknown, so that both take the same work.
     decoy: Secret,
     tokens: Tokens,
@@ -66,32 +76,79 @@ struct Inner {
     metrics: Metrics,
 }
 
+/// One user: what their password is checked against, if they have one, and what they may do.
+struct Known {
+    hash: Option<Secret>,
+    rights: Arc<Rights>,
+}
+
+/// One entry of the users file.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Listed {
+    Hash(String),
+    User(ListedUser),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListedUser {
+    password_hash: Option<String>,
+    role: Option<String>,
+    #[serde(default)]
+    read: Vec<String>,
+    #[serde(default)]
+    write: Vec<String>,
+}
+
+impl From<Listed> for ListedUser {
+    fn from(listed: Listed) -> Self {
+        match listed {
+            Listed::User(user) => user,
+            Listed::Hash(hash) => Self { password_hash: Some(hash), role: None, read: Vec::new(), write: Vec::new() },
+        }
+    }
+}
+
 impl Authenticator {
     /// Reads the users of the configuration. Blocks while plain passwords are hashed.
     pub fn new(config: &config::Auth, metrics: Metrics) -> Result<Self> {
-        let mut hashes = HashMap::new();
-        for (user, credential) in &config.users {
-            let hash = match credential {
-                Credential::Password(password) => Secret::new(hash_password(password.reveal())?),
-                Credential::Hash(hash) => hash.clone(),
+        let roles = Roles::new(config);
+        let mut users = HashMap::new();
+        for (name, user) in &config.users {
+            let hash = match &user.credential {
+                Some(Credential::Password(password)) => Some(Secret::new(hash_password(password.reveal())?)),
+                Some(Credential::Hash(hash)) => Some(hash.clone()),
+                None => None,
             };
-            hashes.insert(user.clone(), hash);
+            let rights = roles.rights(name, user.role.as_deref(), &user.read, &user.write)?;
+            users.insert(name.clone(), Known { hash, rights });
         }
         if let Some(path) = &config.users_file {
             let shown = path.display();
             let text = std::fs::read_to_string(path)
                 .map_err(|error| Error::Io(format!("auth.users_file {shown}: {error}")))?;
-            let users: HashMap<String, String> = toml::from_str(&text).map_err(|error| {
-                Error::invalid(format!("auth.users_file {shown}: {}", config::toml_mistake(&text, &error)))
-            })?;
-            hashes.extend(users.into_iter().map(|(user, hash)| (user, Secret::new(hash))));
+            let wrong = |why: String| Error::invalid(format!("auth.users_file {shown}: {why}"));
+            let listed: HashMap<String, Listed> =
+                toml::from_str(&text).map_err(|error| wrong(config::toml_mistake(&text, &error)))?;
+            for (name, user) in listed {
+                let user = ListedUser::from(user);
+                let rights = roles
+                    .rights(&name, user.role.as_deref(), &user.read, &user.write)
+                    .map_err(|error| wrong(error.to_string()))?;
+                users.insert(name, Known { hash: user.password_hash.map(Secret::new), rights });
+            }
         }
-        for (user, hash) in &hashes {
-            password::check_format(hash.reveal()).map_err(|why| Error::invalid(format!("user {user}: {why}")))?;
+        for (name, user) in &users {
+            if let Some(hash) = &user.hash {
+                password::check_format(hash.reveal()).map_err(|why| Error::invalid(format!("user {name}: {why}")))?;
+            }
         }
+        let anonymous = roles.rights(ANONYMOUS, Some(&config.anonymous_role), &[], &[])?;
         Ok(Self(Arc::new(Inner {
             enabled: config.enabled,
-            hashes,
+            users,
+            anonymous,
             decoy: Secret::new(hash_password("a password that nobody has")?),
             tokens: Tokens::new(config.signing_key.as_ref(), config.token_ttl.0),
             turns: Turns::new(config.max_logins),
@@ -119,6 +176,11 @@ impl Authenticator {
         self.0.turns.waiting()
     }
 
+    /// Who everyone is where authentication is off.
+    fn anonymous(&self) -> Identity {
+        self.0.anonymous.clone().into()
+    }
+
     fn is_used(&self, identity: Identity) -> Identity {
         let mut used = self.0.used.lock().unwrap_or_else(PoisonError::into_inner);
         match used.get_mut(&identity.user) {
@@ -138,12 +200,12 @@ impl Authenticator {
         address: Option<IpAddr>,
     ) -> Result<(Identity, String)> {
         if !self.0.enabled {
-            let identity = Identity { user: ANONYMOUS.into() };
+            let identity = self.anonymous();
             let token = self.0.tokens.bearer(&identity)?;
             return Ok((identity, token));
         }
-        let known = self.0.hashes.get(user).cloned();
-        let hash = known.clone().unwrap_or_else(|| self.0.decoy.clone());
+        let known = self.0.users.get(user).and_then(|known| Some((known.hash.clone()?, known.rights.clone())));
+        let hash = known.as_ref().map_or(&self.0.decoy, |(hash, _)| hash).clone();
         let origin = self.0.failures.origin(user, address);
         let limited = |error: Error| {
             self.0.metrics.login(method, "limited");
@@ -163,16 +225,16 @@ impl Authenticator {
             let _turn = turn;
             password::verify(&hash, &password)
         });
-        let accepted = matches.await.map_err(Error::internal)? && known.is_some();
-        if !accepted {
+        let matches = matches.await.map_err(Error::internal)?;
+        let Some((_, rights)) = known.filter(|_| matches) else {
             self.0.failures.failed(&origin);
             self.0.metrics.login(method, "refused");
             tracing::warn!(user, method, "login refused");
             return Err(Error::Unauthenticated("wrong user or password".into()));
-        }
+        };
         self.0.failures.succeeded(&origin);
         self.0.metrics.login(method, "ok");
-        let identity = self.is_used(Identity { user: user.to_string() });
+        let identity = self.is_used(rights.into());
         let token = self.0.tokens.bearer(&identity)?;
         Ok((identity, token))
     }
@@ -183,9 +245,13 @@ impl Authenticator {
         let (scheme, value) = header.trim().split_once(' ').ok_or_else(malformed)?;
         if scheme.eq_ignore_ascii_case("bearer") {
             if !self.0.enabled {
-                return Ok((Identity { user: ANONYMOUS.into() }, None));
+                return Ok((self.anonymous(), None));
             }
-            return Ok((self.is_used(self.0.tokens.identity(value.trim())?), None));
+            let user = self.0.tokens.user(value.trim())?;
+            // What the token's user may do is looked up each time: a token carries no rights.
+            let gone = || Error::Unauthenticated("the bearer token's user is not known here any more".into());
+            let rights = self.0.users.get(&user).ok_or_else(gone)?.rights.clone();
+            return Ok((self.is_used(rights.into()), None));
         }
         if !scheme.eq_ignore_ascii_case("basic") {
             return Err(malformed());

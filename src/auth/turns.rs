@@ -206,7 +206,7 @@ mod tests {
         drop(of_crowd);
         let of_other = has_turn(&mut other).expect("not behind the whole crowd");
         // Who leaves the line is passed over.
-        crowd.remove(1);
+        drop(crowd.remove(1));
         drop((second, of_other));
         assert!(has_turn(&mut crowd[1]).is_some());
         drop(crowd);

@@ -8,7 +8,7 @@ use super::{
     connect::LoginArguments,
     files::{self, OutputArguments},
 };
-use crate::{error::Result, location::Location};
+use crate::{access::Rights, error::Result, location::Location};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -32,7 +32,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<()> {
     let local = files::local().await?;
     let input = match (&arguments.input, &arguments.query) {
         (Some(file), _) => files::read(&local, file).await?,
-        (None, query) => local.query(query.as_deref().unwrap_or_default()).await?,
+        (None, query) => local.query(&Rights::all("local"), query.as_deref().unwrap_or_default()).await?,
     };
     let client = arguments.login.connect(&arguments.uri).await?;
     let output = client.exchange(&arguments.name, input).await?;

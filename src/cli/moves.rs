@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::progress::Meter;
 use crate::{
+    access::Rights,
     client::{Client, Login},
     engine::{Engine, Fingerprint, Mode, TableName},
     error::{Error, Result},
@@ -79,7 +80,7 @@ pub(super) async fn fingerprint(client: &Client, relation: &str) -> Result<Finge
 /// The fingerprint of rows that reached the client, computed by its own DuckDB.
 pub(super) async fn fingerprint_of(local: &Engine, rows: RecordBatchStream) -> Result<Fingerprint> {
     let table = TableName::from_path(&path("received"))?;
-    let staged = local.ingest(&table, Mode::Create, rows, true).await?;
+    let staged = local.ingest(&Rights::all("local"), &table, Mode::Create, rows, true).await?;
     let fingerprint = staged.fingerprint.clone();
     // Dropped rather than rolled back: a rollback is not waited for, and the next table has the same name.
     staged.commit().await?;
@@ -99,7 +100,7 @@ pub(super) async fn run(client: &Client, sql: &str) -> Result<()> {
 
 /// The same in the command line's own DuckDB.
 pub(super) async fn run_local(local: &Engine, sql: &str) -> Result<()> {
-    first_row(local.query(sql).await?).await.map(drop)
+    first_row(local.query(&Rights::all("local"), sql).await?).await.map(drop)
 }
 
 /// Runs an action to its end.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::moves::run_local;
 use crate::{
+    access::Rights,
     engine::{Engine, Fingerprint},
     error::Result,
     stream::{RecordBatchStream, batch_bytes},
@@ -64,7 +65,7 @@ impl Generated {
         let table = workload.name();
         run_local(local, &format!("CREATE OR REPLACE TABLE {table} AS {}", workload.sql(rows))).await?;
         let fingerprint = Fingerprint::from_row(&local.row(Fingerprint::sql(table)).await?)?;
-        let scan = local.query(&format!("SELECT * FROM {table}")).await?;
+        let scan = local.query(&Rights::all("local"), &format!("SELECT * FROM {table}")).await?;
         let schema = scan.schema();
         let batches: Vec<RecordBatch> = scan.try_collect().await?;
         let bytes = batches.iter().map(batch_bytes).sum();

@@ -1,11 +1,16 @@
 //! Names, tables and schemas, told without running anything of the client's.
 
+use std::sync::Arc;
+
 use arrow_array::{Array, cast::AsArray};
 use arrow_schema::{Schema, SchemaRef};
 use duckdb::{Parameters, connection::Connection, qualified_name::QualifiedName, statement::Statement};
 
-use super::{Engine, Shared, arrow::Importer, query::status_schema, statement};
-use crate::error::{Error, Result};
+use super::{Engine, Shared, arrow::Importer, guard, query::status_schema, statement};
+use crate::{
+    access::Rights,
+    error::{Error, Result},
+};
 
 /// A table's name in one to three parts, outermost first; never pasted into SQL unquoted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,15 +62,18 @@ pub fn literal(text: &str) -> String {
 
 impl Engine {
     /// The schema that [`Engine::query`] would answer with; the statement is planned and not run.
-    pub async fn schema(&self, sql: &str) -> Result<SchemaRef> {
+    pub async fn schema(&self, rights: &Arc<Rights>, sql: &str) -> Result<SchemaRef> {
         statement::check_text(&self.shared, sql)?;
-        let sql = sql.to_string();
-        self.call(move |shared, connection| schema(shared, connection, &sql)).await
+        let (rights, sql) = (rights.clone(), sql.to_string());
+        self.call(move |shared, connection| {
+            schema(shared, connection, guard::admit(shared, connection, &sql, &rights)?)
+        })
+        .await
     }
 
-    /// The tables and views whose `schema.table` matches the glob.
-    pub async fn tables(&self, glob: &str) -> Result<Vec<(TableName, SchemaRef)>> {
-        let glob = glob.to_string();
+    /// The tables and views that the caller may read and whose `schema.table` matches the glob.
+    pub async fn tables(&self, rights: &Arc<Rights>, glob: &str) -> Result<Vec<(TableName, SchemaRef)>> {
+        let (rights, glob) = (rights.clone(), glob.to_string());
         self.call(move |shared, connection| {
             let listed = shared.rows(
                 connection,
@@ -80,7 +88,11 @@ impl Engine {
             let mut tables = Vec::with_capacity(listed.len());
             for row in listed {
                 let name = TableName::from_path(&row)?;
-                match schema(shared, connection, &format!("SELECT * FROM {}", name.sql())) {
+                if !matches!(name.parts(), [schema, table] if rights.may_read(schema, table)) {
+                    continue;
+                }
+                let statement = statement::parse(shared, connection, &format!("SELECT * FROM {}", name.sql()))?;
+                match schema(shared, connection, statement) {
                     Ok(schema) => tables.push((name, schema)),
                     // A view over something that is gone cannot be read, and the others can.
                     Err(Error::NotFound(_) | Error::Sql(_)) => {}
@@ -100,11 +112,23 @@ impl Engine {
         })
         .await
     }
+
+    /// How many rows a table has that the caller may read.
+    pub async fn count(&self, rights: &Arc<Rights>, table: &TableName) -> Result<i64> {
+        let (rights, table) = (rights.clone(), table.clone());
+        self.call(move |shared, connection| {
+            guard::may_read(&rights, &table, &shared.database_name(connection)?)?;
+            let sql = format!("SELECT count(*)::VARCHAR FROM {}", table.sql());
+            let rows = shared.rows(connection, &sql, Parameters::None)?;
+            let count = rows.into_iter().flatten().next().and_then(|count| count.parse().ok());
+            count.ok_or_else(|| Error::internal("a count of ours answered no number"))
+        })
+        .await
+    }
 }
 
 /// The answer's schema: DuckDB binds the statement, and an empty query of the same types shows them as Arrow.
-fn schema(shared: &Shared, connection: &Connection, sql: &str) -> Result<SchemaRef> {
-    let statement = statement::parse(shared, connection, sql)?;
+fn schema(shared: &Shared, connection: &Connection, statement: Statement<'static>) -> Result<SchemaRef> {
     let bound = statement.bind(connection).map_err(|error| shared.cause(&error))?;
     if !statement::answers_rows(connection, &statement)? {
         return Ok(status_schema());

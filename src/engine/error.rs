@@ -36,7 +36,7 @@ impl Redact {
             Code::DatabaseTransaction => Error::Conflict(message),
             Code::DatabaseCatalog if lower.contains("does not exist") => Error::NotFound(message),
             Code::DatabaseCatalog if lower.contains("already exists") => Error::Exists(message),
-            Code::ConfigurationPermission => Error::Denied(message),
+            Code::ConfigurationPermission => Error::Denied { rule: "settings", what: message },
             Code::ResourceOutOfMemory => Error::Limit { what: message, key: "database.memory_limit" },
             Code::QueryNotImplemented => Error::Unsupported(message),
             Code::IoReadFailure | Code::IoEof | Code::IoGeneral | Code::IoNetwork | Code::IoHttp => Error::Io(message),

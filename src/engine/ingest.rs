@@ -14,10 +14,12 @@ use super::{
     arrow::DUCKDB_TYPE,
     catalog::{TableName, quote},
     columns::{self, Column},
+    guard,
     pool::{Cancel, CancelOnDrop},
     source::{Sharing, Source},
 };
 use crate::{
+    access::{Rights, Role},
     error::{Error, Result},
     stream::{RecordBatchStream, batch_bytes},
 };
@@ -88,6 +90,7 @@ impl Engine {
     /// Moves the stream into `table`, all in one transaction that is still open when this returns.
     pub async fn ingest(
         &self,
+        rights: &Arc<Rights>,
         table: &TableName,
         mode: Mode,
         input: RecordBatchStream,
@@ -97,6 +100,7 @@ impl Engine {
         if schema.fields().is_empty() {
             return Err(Error::invalid("the stream has no columns; a table needs at least one"));
         }
+        rights.require(Role::Writer, "storing rows")?;
         let seen = self.shared.see(&format!("INGEST {table}"));
         seen.identify_ingest(&table.parts().join("."));
         let slot = self.pool.slot().await?;
@@ -110,9 +114,9 @@ impl Engine {
         let (decision, decided) = oneshot::channel();
         let (outcome, done) = oneshot::channel();
         let (shared, failed) = (self.shared.clone(), source.failure.clone());
-        let table = table.clone();
+        let (table, rights) = (table.clone(), rights.clone());
         self.pool.run(slot, move || {
-            let work = Work { shared: &shared, source, schema, table, mode, verify };
+            let work = Work { shared: &shared, rights, source, schema, table, mode, verify };
             let finished = work.run(&cancel, report, decided).map_err(|error| failed.or(error));
             // A receiver that is gone needs no answer.
             let _ = outcome.send(shared.finish(&cancel, &seen, finished));
@@ -145,6 +149,7 @@ impl Engine {
 /// One ingest on its engine thread.
 struct Work<'a> {
     shared: &'a Shared,
+    rights: Arc<Rights>,
     source: Source,
     schema: SchemaRef,
     table: TableName,
@@ -156,6 +161,7 @@ impl Work<'_> {
     fn run(self, cancel: &Cancel, report: oneshot::Sender<Report>, decided: oneshot::Receiver<()>) -> Result<()> {
         let connection = self.shared.connect()?;
         cancel.arm(connection.interrupt_handle())?;
+        guard::may_write(&self.rights, &self.table, &self.shared.database_name(&connection)?)?;
         self.shared.execute(&connection, "BEGIN TRANSACTION")?;
         let staged = self.stage(&connection, cancel).and_then(|staged| {
             report.send(staged).map_err(|_| Error::Cancelled)?;

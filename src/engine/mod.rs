@@ -8,6 +8,7 @@ mod catalog;
 mod columns;
 mod error;
 mod files;
+pub mod guard;
 mod ingest;
 mod open;
 mod pool;
@@ -19,7 +20,8 @@ mod statement;
 mod storage;
 
 use std::{
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    collections::HashSet,
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -58,6 +60,9 @@ struct Shared {
     metrics: Metrics,
     statements: Statements,
     last_wal_size: AtomicU64,
+    /// Built-in table functions, and built-in views: asked once, at open.
+    functions: OnceLock<guard::Functions>,
+    system_views: OnceLock<HashSet<String>>,
     /// Whether DuckDB has said that the database is unusable.
     broken: watch::Sender<bool>,
 }
@@ -104,6 +109,12 @@ impl Shared {
         let instance = lock(&self.instance);
         let instance = instance.as_ref().ok_or(Error::Draining)?;
         instance.connect().map_err(|error| self.cause(&error))
+    }
+
+    /// The name of the database that clients' tables are in.
+    fn database_name(&self, connection: &Connection) -> Result<String> {
+        let rows = self.rows(connection, "SELECT current_database()", Parameters::None)?;
+        rows.into_iter().flatten().next().ok_or_else(|| Error::internal("the database has no name"))
     }
 
     /// Runs a statement of ours to its end; the rows it changed.

@@ -3,13 +3,20 @@
 use std::sync::{Arc, Mutex};
 
 use duckdb::{
+    Parameters,
     environment::{Environment, StorageLocation},
     instance::{AttachBuilder, InstanceBuilder},
 };
 
 use tokio::sync::watch;
 
-use super::{Engine, Shared, error::Redact, pool::Pool, source::Sources};
+use super::{
+    Engine, Shared,
+    error::Redact,
+    guard::{self, Functions},
+    pool::Pool,
+    source::Sources,
+};
 use crate::{
     config::{Config, Size},
     error::{Error, Result},
@@ -24,7 +31,9 @@ impl Engine {
     pub fn open(config: &Config, metrics: Metrics) -> Result<Self> {
         let engine = Self::open_unlocked(config, metrics)?;
         // From here on no statement changes a setting of the database.
-        engine.shared.execute(&engine.shared.connect()?, LOCK)?;
+        let connection = engine.shared.connect()?;
+        engine.shared.execute(&connection, LOCK)?;
+        guard::self_test(&engine.shared, &connection)?;
         Ok(engine)
     }
 
@@ -69,11 +78,17 @@ impl Engine {
             metrics,
             statements: Default::default(),
             last_wal_size: Default::default(),
+            functions: Default::default(),
+            system_views: Default::default(),
             broken: watch::Sender::new(false),
         });
         if !database.external_access {
             shared.execute(&connection, "SET enable_external_access = false")?;
         }
+        let views =
+            shared.rows(&connection, "SELECT lower(view_name) FROM duckdb_views() WHERE internal", Parameters::None)?;
+        let _ = shared.system_views.set(views.into_iter().flatten().collect());
+        let _ = shared.functions.set(Functions::of(&shared, &connection)?);
         drop(connection);
         let pool = Pool::new(&config.limits, shared.metrics.clone());
         Ok(Self { shared, pool, sources })

@@ -23,12 +23,14 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     Engine, Shared,
     arrow::Importer,
+    guard,
     pool::{Cancel, CancelOnDrop, lock},
     seen::{Seen, Waiting},
     source::Source,
     statement,
 };
 use crate::{
+    access::{Rights, Role},
     error::{Error, Result},
     stream::RecordBatchStream,
 };
@@ -37,8 +39,9 @@ use crate::{
 const CHANNEL_BATCHES: usize = 2;
 
 /// What a statement needs beside its text.
-#[derive(Default)]
 pub(super) struct Setup {
+    /// What its sender may do.
+    pub(super) rights: Arc<Rights>,
     /// A stream the statement reads, and the statements that make it visible to it.
     pub(super) input: Option<(Source, Vec<String>)>,
 }
@@ -54,8 +57,8 @@ pub fn status_schema() -> SchemaRef {
 impl Engine {
     /// Runs one statement. It has started when this returns; its rows come as the stream is read, and dropping the
     /// stream interrupts it. A statement without rows has run once, in full, and answers one row.
-    pub async fn query(&self, sql: &str) -> Result<RecordBatchStream> {
-        self.query_with(sql, Setup::default()).await
+    pub async fn query(&self, rights: &Arc<Rights>, sql: &str) -> Result<RecordBatchStream> {
+        self.query_with(sql, Setup { rights: rights.clone(), input: None }).await
     }
 
     pub(super) async fn query_with(&self, sql: &str, setup: Setup) -> Result<RecordBatchStream> {
@@ -138,7 +141,11 @@ fn run(
             shared.execute(connection, sql)?;
         }
     }
-    let statement = statement::parse(shared, connection, sql)?;
+    let statement = guard::admit(shared, connection, sql, &setup.rights)?;
+    if setup.rights.role < Role::Writer && setup.input.is_none() {
+        // The second wall: what the guard took for a read cannot write.
+        shared.execute(connection, "BEGIN TRANSACTION READ ONLY")?;
+    }
     shared.identify(&answer.seen, connection, statement::class(statement::kind(&statement)?));
     let mut result = statement
         .arrow_query(connection, Parameters::None, Some(shared.config.database.batch_rows))

@@ -1,7 +1,8 @@
 //! A DuckDB of its own for SQL that works on a stream: in memory, no files, settings locked.
 
-use super::{Engine, open::LOCK, query::Setup, source::Sharing, statement};
+use super::{Engine, guard, open::LOCK, query::Setup, source::Sharing, statement};
 use crate::{
+    access::Rights,
     config::{Config, Size},
     error::{Error, Result},
     stream::RecordBatchStream,
@@ -30,7 +31,7 @@ impl Engine {
         statement::check_text(&self.shared, sql)?;
         let sql = sql.to_string();
         self.call(move |shared, connection| {
-            let parsed = statement::parse(shared, connection, &sql)?;
+            let parsed = guard::admit(shared, connection, &sql, &Rights::all("exchanger"))?;
             match statement::kind(&parsed)? {
                 duckdb::query_result::StatementType::Select => Ok(()),
                 other => Err(Error::invalid(format!("an exchanger is one SELECT over {INPUT}, not {other:?}"))),
@@ -52,7 +53,8 @@ impl Engine {
         // Aborted with the output: dropping the set ends the task, which drops the input.
         let mut pump = tokio::task::JoinSet::new();
         pump.spawn(feed.pump(input));
-        let output = self.query_with(sql, Setup { input: Some((source, prepare)) }).await?;
+        let output =
+            self.query_with(sql, Setup { rights: Rights::all("exchanger"), input: Some((source, prepare)) }).await?;
         Ok(output.holding(pump))
     }
 }

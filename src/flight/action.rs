@@ -10,6 +10,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{info::timestamp, service::Flight};
 use crate::{
+    access::{Rights, Role},
     auth::Identity,
     error::{Error, Result},
     transfer::{self, Transfer},
@@ -17,27 +18,54 @@ use crate::{
 
 type Results = BoxStream<'static, Result<Bytes>>;
 
-/// Every action and what ListActions says of it.
-const ACTIONS: [(&str, &str); 6] = [
-    (
-        "add_exchange",
-        "registers an exchanger; body: {\"name\": text, \"sql\": one SELECT over the relation input, \"description\"?: text}",
-    ),
-    ("drop_exchange", "forgets a registered exchanger; body: {\"name\": text}"),
-    ("list_exchanges", "one JSON result per exchanger: {\"name\", \"kind\", \"description\"}; no body"),
-    (
-        "transfer",
-        "pulls a table or query from another server into a table here; body: {\"from\": location, \"username\"?: text, \
+struct Described {
+    name: &'static str,
+    /// The least that may call it.
+    role: Role,
+    /// What ListActions says of it.
+    text: &'static str,
+}
+
+/// Every action. What an action touches may need more than the role: a grant on the table of a transfer.
+const ACTIONS: [Described; 6] = [
+    Described {
+        name: "add_exchange",
+        role: Role::Writer,
+        text: "registers an exchanger; body: {\"name\": text, \"sql\": one SELECT over the relation input, \"description\"?: text}",
+    },
+    Described {
+        name: "drop_exchange",
+        role: Role::Writer,
+        text: "forgets a registered exchanger; body: {\"name\": text}",
+    },
+    Described {
+        name: "list_exchanges",
+        role: Role::Reader,
+        text: "one JSON result per exchanger: {\"name\", \"kind\", \"description\"}; no body",
+    },
+    Described {
+        name: "transfer",
+        role: Role::Writer,
+        text: "pulls a table or query from another server into a table here; body: {\"from\": location, \"username\"?: text, \
          \"password\"?: text, \"table\" | \"query\": text, \"to\"?: table, \"mode\"?: \"create\" | \"append\" | \"replace\", \
          \"verify\"?: bool, \"endpoints\"?: number of connections}; results: {\"rows\", \"bytes\", \"seconds\", \"done\"}, the last with \"verified\" and \"hash\"",
-    ),
-    ("CancelFlightInfo", "ends the stream that a ticket of GetFlightInfo started; body: CancelFlightInfoRequest"),
-    ("RenewFlightEndpoint", "a ticket with a new expiration time; body: RenewFlightEndpointRequest"),
+    },
+    Described {
+        name: "CancelFlightInfo",
+        role: Role::Reader,
+        text: "ends the stream that a ticket of GetFlightInfo started; body: CancelFlightInfoRequest",
+    },
+    Described {
+        name: "RenewFlightEndpoint",
+        role: Role::Reader,
+        text: "a ticket with a new expiration time; body: RenewFlightEndpointRequest",
+    },
 ];
 
-pub(super) fn list() -> Vec<ActionType> {
-    let described = ACTIONS.iter();
-    described.map(|(name, text)| ActionType { r#type: name.to_string(), description: text.to_string() }).collect()
+/// The actions that the caller may call.
+pub(super) fn list(rights: &Rights) -> Vec<ActionType> {
+    let described = ACTIONS.iter().filter(|action| rights.role >= action.role);
+    described.map(|action| ActionType { r#type: action.name.into(), description: action.text.into() }).collect()
 }
 
 #[derive(Deserialize)]
@@ -56,6 +84,12 @@ struct DropExchange {
 
 impl Flight {
     pub(super) async fn action(&self, identity: &Identity, name: &str, body: &[u8]) -> Result<Results> {
+        let known = ACTIONS.iter().find(|action| action.name == name);
+        let Some(known) = known else {
+            let names: Vec<&str> = ACTIONS.iter().map(|action| action.name).collect();
+            return Err(Error::NotFound(format!("action \"{name}\" not found; there are {}", names.join(", "))));
+        };
+        identity.rights.require(known.role, name)?;
         match name {
             "add_exchange" => {
                 let AddExchange { name, sql, description } = json(name, body)?;
@@ -69,12 +103,13 @@ impl Flight {
             }
             "list_exchanges" => {
                 let listed = self.exchangers.list().into_iter();
+                let listed = listed.filter(|entry| identity.rights.may_exchange(&entry.name));
                 let results: Vec<_> = listed.map(|entry| to_json(&entry)).collect();
                 Ok(stream::iter(results).boxed())
             }
             "transfer" => {
                 let request: transfer::Request = json(name, body)?;
-                let progress = Transfer::new(request)?.run(self.engine.clone(), self.metrics.clone());
+                let progress = Transfer::new(&identity.rights, request)?.run(self.engine.clone(), self.metrics.clone());
                 Ok(progress.map(|step| step.and_then(|step| to_json(&step))).boxed())
             }
             "CancelFlightInfo" => {
@@ -105,10 +140,7 @@ impl Flight {
                 endpoint.expiration_time = Some(timestamp(life));
                 Ok(one(endpoint.encode_to_vec()))
             }
-            unknown => {
-                let known: Vec<&str> = ACTIONS.iter().map(|(name, _)| *name).collect();
-                Err(Error::NotFound(format!("action \"{unknown}\" not found; there are {}", known.join(", "))))
-            }
+            listed => Err(Error::internal(format!("nobody answers the action {listed}"))),
         }
     }
 

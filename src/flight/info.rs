@@ -26,14 +26,11 @@ impl Flight {
         let command = Command::from_descriptor(&descriptor)?;
         let rows = match &command {
             // A table's row count is in its metadata.
-            Command::Table(table) => {
-                let counted = self.engine.row(format!("SELECT count(*)::VARCHAR FROM {}", table.sql())).await?;
-                counted.first().and_then(|rows| rows.parse().ok()).unwrap_or(-1)
-            }
+            Command::Table(table) => self.engine.count(&identity.rights, table).await?,
             Command::Text(_) => -1,
         };
         let sql = command.into_sql();
-        let schema = self.engine.schema(&sql).await?;
+        let schema = self.engine.schema(&identity.rights, &sql).await?;
         let info = self.flight_info(identity, &sql, &schema, endpoints)?;
         Ok(info.with_descriptor(descriptor).with_total_records(rows))
     }
@@ -49,9 +46,9 @@ impl Flight {
         PollInfo::new().with_info(info).try_with_progress(1.0).map_err(Error::internal)
     }
 
-    pub(super) async fn schema(&self, descriptor: &FlightDescriptor) -> Result<SchemaResult> {
+    pub(super) async fn schema(&self, identity: &Identity, descriptor: &FlightDescriptor) -> Result<SchemaResult> {
         let sql = Command::from_descriptor(descriptor)?.into_sql();
-        let schema = self.engine.schema(&sql).await?;
+        let schema = self.engine.schema(&identity.rights, &sql).await?;
         Ok(SchemaResult { schema: schema_bytes(&schema)? })
     }
 
@@ -62,7 +59,7 @@ impl Flight {
             bytes => super::command::text("criteria expression", bytes)?,
         };
         let mut flights = Vec::new();
-        for (table, schema) in self.engine.tables(&glob).await? {
+        for (table, schema) in self.engine.tables(&identity.rights, &glob).await? {
             let descriptor = FlightDescriptor::new_path(table.parts().to_vec());
             let sql = Command::Table(table).into_sql();
             flights.push(self.flight_info(identity, &sql, &schema, 1)?.with_descriptor(descriptor));

@@ -5,21 +5,16 @@ use serde_json::json;
 
 use super::{
     command::Command,
-    service::{Flight, counted},
+    service::{Caller, Flight, counted},
 };
-use crate::{
-    engine::Mode,
-    error::Result,
-    telemetry::{Call, Direction},
-    wire::Upload,
-};
+use crate::{engine::Mode, error::Result, telemetry::Direction, wire::Upload};
 
 impl Flight {
     /// Answers when the rows are durable.
-    pub(super) async fn put(&self, upload: Upload, call: &Call) -> Result<PutResult> {
+    pub(super) async fn put(&self, upload: Upload, caller: &Caller) -> Result<PutResult> {
         let table = Command::from_descriptor(&upload.descriptor)?.into_table()?;
-        let input = counted(call, Direction::Received, upload.batches().await?);
-        let staged = self.engine.ingest(&table, Mode::CreateOrAppend, input, false).await?;
+        let input = counted(&caller.call, Direction::Received, upload.batches().await?);
+        let staged = self.engine.ingest(&caller.identity.rights, &table, Mode::CreateOrAppend, input, false).await?;
         let (rows, bytes) = (staged.rows, staged.bytes);
         staged.commit().await?;
         Ok(PutResult { app_metadata: json!({"rows": rows, "bytes": bytes}).to_string().into() })

@@ -65,7 +65,7 @@ impl Router {
         let messages = wire::request(request.into_body(), self.max_message);
         Ok(wire::answer(futures::stream::once(async move {
             let upload = wire::open(messages, broken).await?;
-            Ok(self.flight.put(upload, &caller.call).await?)
+            Ok(self.flight.put(upload, &caller).await?)
         })))
     }
 
@@ -75,7 +75,7 @@ impl Router {
         let messages = wire::request(request.into_body(), self.max_message);
         let starting = async move {
             let upload = wire::open(messages, broken).await?;
-            self.flight.exchange(upload, &caller.call).await
+            self.flight.exchange(upload, &caller).await
         };
         Ok(wire::respond(starting, sending))
     }

@@ -152,8 +152,8 @@ impl FlightService for Flight {
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Answer<SchemaResult> {
-        Caller::of(request.extensions())?;
-        Ok(Response::new(self.schema(request.get_ref()).await?))
+        let Caller { identity, .. } = Caller::of(request.extensions())?;
+        Ok(Response::new(self.schema(&identity, request.get_ref()).await?))
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Answer<Self::DoGetStream> {
@@ -168,7 +168,7 @@ impl FlightService for Flight {
         // The answer's headers go out at once: some clients read them before they send.
         let answer = stream::once(async move {
             let upload = wire::open(request.into_inner(), broken).await?;
-            Ok(flight.put(upload, &caller.call).await?)
+            Ok(flight.put(upload, &caller).await?)
         });
         Ok(Response::new(answer.boxed()))
     }
@@ -178,7 +178,7 @@ impl FlightService for Flight {
         let sending = self.sending(request.metadata().as_ref())?;
         let answer = async move {
             let upload = wire::open(request.into_inner(), broken).await?;
-            Ok::<_, Status>(standard(flight.exchange(upload, &caller.call).await?, sending))
+            Ok::<_, Status>(standard(flight.exchange(upload, &caller).await?, sending))
         };
         let answer = stream::once(answer).flat_map(|started| match started {
             Ok(messages) => messages,
@@ -196,7 +196,7 @@ impl FlightService for Flight {
     }
 
     async fn list_actions(&self, request: Request<Empty>) -> Answer<Self::ListActionsStream> {
-        Caller::of(request.extensions())?;
-        Ok(Response::new(stream::iter(action::list().into_iter().map(Ok)).boxed()))
+        let Caller { identity, .. } = Caller::of(request.extensions())?;
+        Ok(Response::new(stream::iter(action::list(&identity.rights).into_iter().map(Ok)).boxed()))
     }
 }

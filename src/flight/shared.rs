@@ -322,6 +322,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        access::Rights,
         auth::{Authenticator, Identity},
         config::Config,
         telemetry::Metrics,
@@ -329,7 +330,7 @@ mod tests {
 
     #[tokio::test]
     async fn forgotten_result_is_not_started_again() {
-        let identity = Identity { user: "alice".into() };
+        let identity = Identity::from(Rights::all("alice"));
         let tickets = Authenticator::new(&Config::default().auth, Metrics::unregistered()).unwrap();
         // The claims of a new result's second ticket, which expires a while from now.
         let claims = |later: u64| {

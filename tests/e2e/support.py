@@ -17,7 +17,7 @@ import pytest
 
 USER = "alice"
 PASSWORD = "correct:horse battery"
-WITH_USERS = {"MALLARD__AUTH__USERS__ALICE__PASSWORD": PASSWORD}
+WITH_USERS = {"MALLARD__AUTH__USERS__ALICE__PASSWORD": PASSWORD, "MALLARD__AUTH__USERS__ALICE__ROLE": "admin"}
 
 
 # Several codes share one pyarrow exception, but its message opens with words that only one code has.

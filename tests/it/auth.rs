@@ -10,7 +10,7 @@ use base64::{
 use futures::{StreamExt, stream};
 use mallard::{
     client::Client,
-    config::{Credential, Secret, Span},
+    config::{Credential, Secret, Span, User},
 };
 use prost::Message;
 use tonic::{Code, Request, Status, metadata::MetadataMap};
@@ -178,7 +178,7 @@ async fn token_survives_a_restart_only_with_a_signing_key() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ticket_is_bound_to_its_user_and_cannot_be_changed() {
     let mut config = with_login(test_config());
-    config.auth.users.insert("bob".into(), Credential::Password(Secret::new("hunter2")));
+    config.auth.users.insert("bob".into(), User::new(Credential::Password(Secret::new("hunter2")), "writer"));
     let server = TestServer::with(config).await;
     let alice = Client::connect(server.server.location(), Some(&login())).await.unwrap();
     let bob = mallard::client::Login { user: "bob".into(), password: Secret::new("hunter2") };

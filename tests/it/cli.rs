@@ -168,7 +168,7 @@ async fn user_hash_makes_a_hash_that_logs_in() {
     let mut config = test_config();
     config.auth.enabled = true;
     let credential = mallard::config::Credential::Hash(mallard::config::Secret::new(hash));
-    config.auth.users.insert("bob".into(), credential);
+    config.auth.users.insert("bob".into(), mallard::config::User::new(credential, "reader"));
     let server = TestServer::with(config).await;
     let mut query = mallard(&["query", &server.uri(), "SELECT 1", "--user", "bob"]);
     query.env("MALLARD_PASSWORD", "hunter2");

@@ -100,7 +100,9 @@ fn sizes_and_durations_are_text() {
 fn digits_in_the_environment_stay_a_password() {
     let environment = [("MALLARD__AUTH__ENABLED", "true"), ("MALLARD__AUTH__USERS__ALICE__PASSWORD", "0123456789")];
     let loaded = from("", &environment, &[]).unwrap();
-    let Credential::Password(password) = &loaded.config.auth.users["alice"] else { panic!("a password") };
+    let Some(Credential::Password(password)) = &loaded.config.auth.users["alice"].credential else {
+        panic!("a password")
+    };
     assert_eq!(password.reveal(), "0123456789");
     assert!(!loaded.show().contains("0123456789"));
     assert!(!format!("{loaded:?}").contains("0123456789"));

@@ -10,7 +10,7 @@ use arrow_flight::{
 use futures::{StreamExt, future::join_all};
 use mallard::{
     client::{Client, ENDPOINTS_HEADER, Login},
-    config::{Config, Credential, Secret, Span},
+    config::{Config, Credential, Secret, Span, User},
     error::{Error, Result},
     stream::RecordBatchStream,
 };
@@ -194,7 +194,7 @@ async fn ticket_is_good_for_one_use() {
 async fn tickets_belong_to_their_user_and_their_process() {
     let with_two = || {
         let mut config = with_login(test_config());
-        config.auth.users.insert("bob".into(), Credential::Password(Secret::new(PASSWORD)));
+        config.auth.users.insert("bob".into(), User::new(Credential::Password(Secret::new(PASSWORD)), "writer"));
         config.auth.signing_key = Some(Secret::new("a key of sixteen bytes or more"));
         config
     };

@@ -146,8 +146,10 @@ async fn sql_exchanger_sees_its_input_and_nothing_else() {
         let refused = act(&client, "add_exchange", json!({"name": "bad", "sql": sql})).await.expect_err(sql);
         assert!(matches!(refused.code(), Code::InvalidArgument | Code::Unimplemented), "{sql}: {refused}");
     }
+    let reaches_out = json!({"name": "bad", "sql": format!("SELECT * FROM read_csv('{}')", file.display())});
+    let refused = act(&client, "add_exchange", reaches_out).await.expect_err("files");
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     let refused_in_use = [
-        format!("SELECT * FROM read_csv('{}')", file.display()),
         "FROM secrets".to_string(),
         "SELECT nothing FROM input".to_string(),
         "SELECT a.id FROM input a, input b".to_string(),

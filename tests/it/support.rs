@@ -8,7 +8,7 @@ use arrow_schema::{DataType, Field, Schema};
 use futures::{StreamExt, TryStreamExt};
 use mallard::{
     client::{Client, Login},
-    config::{Config, Credential, Listen, Secret, Span},
+    config::{Config, Credential, Listen, Secret, Span, User},
     error::Result,
     location::Location,
     server::Server,
@@ -37,7 +37,7 @@ pub(crate) fn test_config() -> Config {
 
 pub(crate) fn with_login(mut config: Config) -> Config {
     config.auth.enabled = true;
-    config.auth.users.insert(USER.into(), Credential::Password(Secret::new(PASSWORD)));
+    config.auth.users.insert(USER.into(), User::new(Credential::Password(Secret::new(PASSWORD)), "admin"));
     config
 }
 

@@ -182,6 +182,7 @@ async fn one_log_line_tells_each_call_and_no_secret() {
     let process = Process::serve(&[
         ("MALLARD__AUTH__ENABLED", "true"),
         ("MALLARD__AUTH__USERS__ALICE__PASSWORD", "canary-password-7"),
+        ("MALLARD__AUTH__USERS__ALICE__ROLE", "writer"),
         ("MALLARD__AUTH__SIGNING_KEY", "canary-key-0123456789"),
     ]);
     let alice = Login { user: "alice".into(), password: Secret::new("canary-password-7") };

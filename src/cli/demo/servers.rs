@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use crate::{
+    access::Role,
     auth::hash_password,
     client::{Client, Login},
-    config::{Config, Credential, Listen, Secret},
+    config::{Config, Credential, Listen, Secret, User},
     error::{Error, Result},
     location::Location,
     server::Server,
@@ -28,7 +29,7 @@ impl Servers {
         config.server.location = Location::Tcp { host: "127.0.0.1".into(), port: 0 };
         config.admin.listen = Listen(None);
         config.auth.enabled = true;
-        config.auth.users.insert("demo".into(), Credential::Hash(Secret::new(hash)));
+        config.auth.users.insert("demo".into(), User::new(Credential::Hash(Secret::new(hash)), Role::Writer.word()));
         let own = vec![Server::start(config.clone()).await?, Server::start(config).await?];
         let locations = [own[0].location().clone(), own[1].location().clone()];
         let login = Some(Login { user: "demo".into(), password: Secret::new(password) });

@@ -10,6 +10,7 @@ use super::{
     servers::Servers,
 };
 use crate::{
+    access::Rights,
     cli::{
         files,
         moves::{self, act, drain, fingerprint, path, run, run_local},
@@ -114,7 +115,9 @@ impl<'a> Walk<'a> {
         }
         let [first, second] = self.clients.clone();
         let meter = Meter::start("PUT to server 1", Some(rows));
-        let stored = first.put(&path("flights"), meter.watch(self.local.query("FROM flights").await?)).await?;
+        let stored = first
+            .put(&path("flights"), meter.watch(self.local.query(&Rights::all("local"), "FROM flights").await?))
+            .await?;
         let measured = meter.finish();
         let equal = stored.rows == rows && fingerprint(&first, "flights").await? == prepared;
         self.measure("PUT", "client to server 1, a new table", measured, equal);
@@ -167,7 +170,7 @@ impl<'a> Walk<'a> {
 
     /// Sends flights through an exchanger; whether every row came back and `processed` is true everywhere.
     async fn through(&self, name: &str) -> Result<(Measured, bool)> {
-        let input = self.local.query("FROM flights").await?;
+        let input = self.local.query(&Rights::all("local"), "FROM flights").await?;
         let rows: u64 = self.local.row("SELECT count(*)::VARCHAR FROM flights".into()).await?[0].parse().unwrap_or(0);
         let meter = Meter::start(&format!("EXCHANGE {name}"), Some(rows));
         // Counted once, on the way back.

@@ -401,12 +401,15 @@ def schema_fits_values(schema):
 
 def configuration_keys():
     """Keys of config/mallard.toml, also those that are commented out for being secret."""
-    found, section = set(), ""
+    found, section = {"auth.roles"}, ""
     for line in (ROOT / "config/mallard.toml").read_text().splitlines():
         if match := re.fullmatch(r"\[(\w+)\]", line):
             section = match[1]
+        elif line.startswith("# ["):
+            # An example of a table by name, such as a user.
+            section = ""
         elif match := re.match(r"(?:# )?(\w+) = ", line):
-            if section and "$argon2id" not in line:
+            if section:
                 found.add(f"{section}.{match[1]}")
     return found
 
@@ -442,7 +445,7 @@ def environment_is_known(things):
         for container in rules.containers(template):
             for variable in container.get("env", []):
                 word = variable["name"]
-                if not word.startswith("MALLARD__") or re.fullmatch(r"MALLARD__AUTH__USERS__\w+__PASSWORD(_FILE)?", word):
+                if not word.startswith("MALLARD__") or re.fullmatch(r"MALLARD__AUTH__USERS__\w+__(PASSWORD(_FILE)?|ROLE)", word):
                     continue
                 path = word.removeprefix("MALLARD__").lower().replace("__", ".")
                 if path not in known and path.removesuffix("_file") not in known:

@@ -1,0 +1,276 @@
+//! Who may do what: roles, and grants on tables. Knows no password, no SQL and no gRPC.
+//!
+//! A role is one of three built in, or one of the configuration that is based on one of them and narrows it to some
+//! tables, exchangers and amounts. What a caller may do is a value, [`Rights`], that travels with every call.
+
+use std::{collections::BTreeMap, str::FromStr, sync::Arc};
+
+use crate::{
+    config::{self, Size},
+    error::{Error, Result},
+};
+
+/// What kinds of statements and calls are allowed, each role all of the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Role {
+    /// Reads, in transactions that cannot write.
+    #[default]
+    Reader,
+    /// Changes rows and tables, receives streams and transfers, registers exchangers.
+    Writer,
+    /// Sees and ends what others do, and keeps the database: checkpoints, backups.
+    Admin,
+}
+
+impl Role {
+    pub const ALL: [Self; 3] = [Self::Reader, Self::Writer, Self::Admin];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Reader => "reader",
+            Self::Writer => "writer",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let role = Self::ALL.into_iter().find(|role| role.word() == text);
+        role.ok_or_else(|| "must be one of reader, writer, admin".to_string())
+    }
+}
+
+/// Patterns of names: `schema.table` with `*` and `?` in both parts; without a dot, tables of the schema `main`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Patterns(Vec<(String, String)>);
+
+impl Patterns {
+    pub fn all() -> Self {
+        Self(vec![("*".into(), "*".into())])
+    }
+
+    pub fn new<'a>(patterns: impl IntoIterator<Item = &'a String>) -> Self {
+        let patterns = patterns.into_iter().map(|pattern| {
+            let pattern = pattern.to_lowercase();
+            match pattern.split_once('.') {
+                Some((schema, table)) => (schema.to_string(), table.to_string()),
+                None if pattern == "*" => ("*".into(), pattern),
+                None => ("main".into(), pattern),
+            }
+        });
+        Self(patterns.collect())
+    }
+
+    fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
+    pub fn is_all(&self) -> bool {
+        self.0.iter().any(|(schema, table)| schema == "*" && table == "*")
+    }
+
+    fn matches(&self, schema: &str, table: &str) -> bool {
+        let (schema, table) = (schema.to_lowercase(), table.to_lowercase());
+        self.0.iter().any(|(of_schema, of_table)| is_like(of_schema, &schema) && is_like(of_table, &table))
+    }
+}
+
+/// Whether `text` is what `pattern` says, in which `*` is any run of characters and `?` any one.
+fn is_like(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (mut p, mut t) = (0, 0);
+    // The last `*`, and how much of the text it stands for: tried again with one more where the rest does not fit.
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some(&one) if one == '?' || one == text[t] => (p, t) = (p + 1, t + 1),
+            _ => match star {
+                Some((at, taken)) => {
+                    star = Some((at, taken + 1));
+                    (p, t) = (at + 1, taken + 1);
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|left| *left == '*')
+}
+
+/// How much one caller may have; `None` is as much as the server allows anyone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Allowance {
+    /// Rows and bytes of one statement's result.
+    pub result_rows: Option<u64>,
+    pub result_bytes: Option<Size>,
+    /// Statements of one user at once.
+    pub queries: Option<usize>,
+    /// DuckDB's memory of each operator of a statement.
+    pub operator_memory: Option<Size>,
+}
+
+/// What one caller may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rights {
+    pub user: String,
+    pub role: Role,
+    /// The role's name in the configuration, for people.
+    pub role_name: String,
+    read: Patterns,
+    write: Patterns,
+    exchangers: Patterns,
+    pub allowance: Allowance,
+}
+
+impl Rights {
+    /// Everything, for what the server itself does.
+    pub fn all(user: &str) -> Arc<Self> {
+        Arc::new(Self {
+            user: user.into(),
+            role: Role::Admin,
+            role_name: Role::Admin.word().into(),
+            read: Patterns::all(),
+            write: Patterns::all(),
+            exchangers: Patterns::all(),
+            allowance: Allowance::default(),
+        })
+    }
+
+    pub fn may_read(&self, schema: &str, table: &str) -> bool {
+        self.read.matches(schema, table) || self.may_write(schema, table)
+    }
+
+    pub fn may_write(&self, schema: &str, table: &str) -> bool {
+        self.role >= Role::Writer && self.write.matches(schema, table)
+    }
+
+    /// Whether there is no table that they may not read.
+    pub fn read_all(&self) -> bool {
+        self.read.is_all() || self.write_all()
+    }
+
+    pub fn write_all(&self) -> bool {
+        self.role >= Role::Writer && self.write.is_all()
+    }
+
+    pub fn may_exchange(&self, name: &str) -> bool {
+        self.exchangers.matches("main", name)
+    }
+
+    /// An error that names who may not do `what`, unless their role is `least` or higher.
+    pub fn require(&self, least: Role, what: &str) -> Result<()> {
+        if self.role >= least {
+            return Ok(());
+        }
+        Err(self.denied("role", format!("{what} needs the role {}", least.word())))
+    }
+
+    pub fn denied(&self, rule: &'static str, what: impl std::fmt::Display) -> Error {
+        let Self { user, role_name, .. } = self;
+        Error::Denied { rule, what: format!("{what}; user \"{user}\" has the role {role_name}") }
+    }
+}
+
+/// The roles of one configuration, by name.
+#[derive(Debug, Clone)]
+pub struct Roles {
+    named: BTreeMap<String, config::RoleSettings>,
+    default: String,
+}
+
+impl Roles {
+    pub fn new(config: &config::Auth) -> Self {
+        Self { named: config.roles.clone(), default: config.default_role.clone() }
+    }
+
+    pub fn exists(&self, name: &str) -> bool {
+        self.named.contains_key(name) || name.parse::<Role>().is_ok()
+    }
+
+    pub fn names(&self) -> Vec<&str> {
+        let built_in = Role::ALL.map(Role::word).into_iter().filter(|word| !self.named.contains_key(*word));
+        let mut names: Vec<&str> = self.named.keys().map(String::as_str).collect();
+        names.extend(built_in);
+        names
+    }
+
+    /// What `user` may do with this role, or with the default one, and with grants of their own.
+    pub fn rights(&self, user: &str, role: Option<&str>, read: &[String], write: &[String]) -> Result<Arc<Rights>> {
+        let name = role.unwrap_or(&self.default);
+        let settings = self.named.get(name).cloned().unwrap_or_default();
+        let base = match settings.base {
+            Some(base) => base,
+            None => name.parse().map_err(|_| {
+                let known = self.names().join(", ");
+                Error::Denied {
+                    rule: "role",
+                    what: format!("user \"{user}\" has the role \"{name}\", which is none of {known}"),
+                }
+            })?,
+        };
+        let patterns = |given: &Option<Vec<String>>| given.as_ref().map_or_else(Patterns::all, Patterns::new);
+        Ok(Arc::new(Rights {
+            user: user.into(),
+            role: base,
+            role_name: name.into(),
+            read: patterns(&settings.read).and(Patterns::new(read)),
+            write: patterns(&settings.write).and(Patterns::new(write)),
+            exchangers: patterns(&settings.exchangers),
+            allowance: settings.allowance,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_as_people_expect() {
+        for (pattern, schema, table, expected) in [
+            ("*", "any", "thing", true),
+            ("*.*", "any", "thing", true),
+            ("flights", "main", "flights", true),
+            ("flights", "other", "flights", false),
+            ("Sales.*", "SALES", "Orders", true),
+            ("sales.*", "sales2", "orders", false),
+            ("sales*.order?", "sales2", "orders", true),
+            ("sales.*a*b", "sales", "xxaxxb", true),
+            ("sales.*a*b", "sales", "xxbxxa", false),
+            ("main.a.b", "main", "a.b", true),
+            ("", "main", "", true),
+            ("", "main", "t", false),
+        ] {
+            let patterns = Patterns::new([&pattern.to_string()]);
+            assert_eq!(patterns.matches(schema, table), expected, "{pattern} for {schema}.{table}");
+        }
+    }
+
+    #[test]
+    fn named_role_narrows_its_base_and_a_user_may_have_more() {
+        let mut config = config::Config::default().auth;
+        let analyst = config::RoleSettings {
+            base: Some(Role::Writer),
+            read: Some(vec!["sales.*".into()]),
+            write: Some(vec!["scratch.*".into()]),
+            ..Default::default()
+        };
+        config.roles.insert("analyst".into(), analyst);
+        let roles = Roles::new(&config);
+        let ann = roles.rights("ann", Some("analyst"), &["hr.names".into()], &[]).expect("the role is there");
+        assert!(ann.may_read("sales", "orders") && ann.may_read("hr", "names") && !ann.may_read("hr", "salaries"));
+        assert!(ann.may_write("scratch", "x") && ann.may_read("scratch", "x") && !ann.may_write("sales", "orders"));
+        assert!(!ann.read_all() && !ann.write_all());
+        let bob = roles.rights("bob", None, &[], &[]).expect("the default role");
+        assert!(bob.role == Role::Reader && bob.read_all() && !bob.may_write("main", "t"));
+        let unknown = roles.rights("eve", Some("boss"), &[], &[]).expect_err("no such role");
+        assert!(unknown.to_string().contains("boss") && unknown.to_string().contains("analyst"), "{unknown}");
+    }
+}

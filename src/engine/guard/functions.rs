@@ -1,0 +1,172 @@
+//! Which functions a text may call: table functions and pragmas of DuckDB's that are not known to be harmless are denied,
+//! also those that a later DuckDB brings.
+
+use std::collections::HashSet;
+
+use duckdb::{Parameters, connection::Connection};
+
+use super::{super::Shared, outside};
+use crate::{
+    access::{Rights, Role},
+    error::Result,
+};
+
+/// Built-in functions that stand where a table stands, as this DuckDB lists them.
+#[derive(Debug, Default)]
+pub(in crate::engine) struct Functions(HashSet<String>);
+
+/// They make rows of their arguments, or tell what every DuckDB knows.
+const HARMLESS: &[&str] = &[
+    "duckdb_coordinate_systems",
+    "duckdb_dialects",
+    "duckdb_functions",
+    "duckdb_keywords",
+    "duckdb_optimizers",
+    "duckdb_types",
+    "generate_series",
+    "json_each",
+    "json_tree",
+    "pragma_collations",
+    "pragma_platform",
+    "pragma_user_agent",
+    "pragma_version",
+    "range",
+    "repeat",
+    "repeat_row",
+    "test_all_types",
+    "test_vector_types",
+    "unnest",
+];
+
+/// They tell of all tables, so they are for those who may read all tables.
+const CATALOG: &[&str] = &[
+    "duckdb_columns",
+    "duckdb_constraints",
+    "duckdb_dependencies",
+    "duckdb_indexes",
+    "duckdb_schemas",
+    "duckdb_sequences",
+    "duckdb_table_sample",
+    "duckdb_tables",
+    "duckdb_triggers",
+    "duckdb_views",
+    "histogram",
+    "histogram_values",
+    "pg_get_constraintdef",
+    "pg_get_viewdef",
+    "pragma_database_size",
+    "pragma_metadata_info",
+    "pragma_show",
+    "pragma_storage_info",
+    "pragma_table_info",
+    "summary",
+];
+
+/// They tell of the process and of others' statements, or keep the database.
+const KEEPING: &[&str] = &[
+    "checkpoint",
+    "current_setting",
+    "duckdb_approx_database_count",
+    "duckdb_connection_count",
+    "duckdb_databases",
+    "duckdb_extensions",
+    "duckdb_external_file_cache",
+    "duckdb_memory",
+    "duckdb_prepared_statements",
+    "duckdb_profiling_settings",
+    "duckdb_settings",
+    "duckdb_temporary_files",
+    "duckdb_variables",
+    "force_checkpoint",
+    "json_serialize_plan",
+    "write_log",
+];
+
+/// They take pointers, another stream's number, or SQL in a string: the guard cannot see what it holds, and a string
+/// made at run time may nest as deep as it likes.
+const NEVER: &[&str] = &[
+    "arrow_scan",
+    "arrow_scan_dumb",
+    "json_deserialize_sql",
+    "json_execute_serialized_sql",
+    "json_serialize_sql",
+    "mallard_stream",
+    "query",
+    "query_table",
+    "seq_scan",
+];
+
+/// Built-in views that show what [`KEEPING`] does; they are read without brackets.
+const KEEPING_VIEWS: &[&str] =
+    &["duckdb_databases", "duckdb_logs", "pg_prepared_statements", "pg_settings", "pragma_database_list"];
+
+/// Pragmas that answer rows and change nothing.
+const PRAGMAS: &[&str] = &[
+    "collations",
+    "database_size",
+    "functions",
+    "platform",
+    "show",
+    "show_tables",
+    "show_tables_expanded",
+    "storage_info",
+    "table_info",
+    "user_agent",
+    "version",
+];
+
+impl Functions {
+    /// What this DuckDB has; asked once, before a client's statement runs.
+    pub(in crate::engine) fn of(shared: &Shared, connection: &Connection) -> Result<Self> {
+        let listed = shared.rows(
+            connection,
+            "SELECT function_name FROM duckdb_functions() WHERE function_type IN ('table', 'table_macro')",
+            Parameters::None,
+        )?;
+        Ok(Self(listed.into_iter().flatten().map(|name| name.to_lowercase()).collect()))
+    }
+}
+
+pub(super) fn check_call(shared: &Shared, name: &str, rights: &Rights) -> Result<()> {
+    let listed = |names: &[&str]| names.contains(&name);
+    if listed(NEVER) || name.starts_with("__internal") {
+        return Err(rights.denied("function", format!("the function {name} is not served")));
+    }
+    if listed(KEEPING) {
+        return rights.require(Role::Admin, &format!("the function {name}"));
+    }
+    if listed(CATALOG) {
+        return check_catalog(name, rights);
+    }
+    if listed(HARMLESS) || !shared.functions.get().is_some_and(|functions| functions.0.contains(name)) {
+        return Ok(());
+    }
+    outside(shared, rights, "function", &format!("the function {name}"))
+}
+
+pub(super) fn check_pragma(shared: &Shared, name: &str, rights: &Rights) -> Result<()> {
+    if PRAGMAS.contains(&name) {
+        return check_catalog(name, rights);
+    }
+    outside(shared, rights, "pragma", &format!("PRAGMA {name}"))
+}
+
+/// The words of a text that would be a built-in view of [`KEEPING_VIEWS`], wherever they stand.
+pub(super) fn check_view(name: &str, rights: &Rights) -> Result<()> {
+    if KEEPING_VIEWS.contains(&name) {
+        return rights.require(Role::Admin, name);
+    }
+    Ok(())
+}
+
+fn check_catalog(name: &str, rights: &Rights) -> Result<()> {
+    if rights.read_all() {
+        return Ok(());
+    }
+    Err(rights.denied("catalog", format!("{name} tells of tables without a grant; ListFlights lists those with one")))
+}
+
+/// Whether a table function may be named by one who may not read all tables.
+pub(super) fn is_harmless(name: &str) -> bool {
+    HARMLESS.contains(&name)
+}

@@ -1,0 +1,222 @@
+//! The SQL guard: what a statement is, and whether its caller may run it.
+//!
+//! DuckDB has no users and no boundary inside (`shared` settings protect the machine's files, not one user from
+//! another), so every text that comes from a client passes here before it is planned: limits before DuckDB parses it,
+//! then DuckDB's own tokenizer and parser say what it is. What is not known to be harmless is denied. The second wall
+//! is in `engine/query.rs` (readers run in transactions that cannot write) and in `engine/open.rs` (settings).
+//!
+//! It reads texts and not plans: a view or macro does what its creator was allowed to when it was created.
+
+pub mod attacks;
+mod functions;
+mod tables;
+mod tokens;
+
+use duckdb::{connection::Connection, query_result::StatementType, statement::Statement};
+
+pub(super) use attacks::self_test;
+pub(super) use functions::Functions;
+pub(super) use tokens::Token;
+
+use super::{Shared, catalog::TableName, statement};
+use crate::{
+    access::{Rights, Role},
+    error::Result,
+};
+use tokens::is_word;
+
+/// What a client's text is, checked: parsed, its class allowed, and what it names, too.
+pub(super) fn admit(
+    shared: &Shared,
+    connection: &Connection,
+    sql: &str,
+    rights: &Rights,
+) -> Result<Statement<'static>> {
+    let tokens = tokens::read(shared, connection, sql)?;
+    let parsed = statement::parse(shared, connection, sql)?;
+    check_words(shared, &tokens, rights)?;
+    let kind = statement::kind(&parsed)?;
+    let (tokens, kind) = match kind {
+        // It needs what the statement itself would: ANALYZE runs it.
+        StatementType::Explain => explained(connection, sql, &tokens)
+            .ok_or_else(|| rights.denied("statement", "EXPLAIN of this form is not served"))?,
+        kind => (&tokens[..], kind),
+    };
+    check_kind(shared, kind, tokens, rights)?;
+    if !rights.read_all() || (rights.role >= Role::Writer && !rights.write_all()) {
+        tables::check(shared, connection, sql, tokens, kind, rights)?;
+    }
+    Ok(parsed)
+}
+
+/// The statement behind EXPLAIN [ANALYZE] [(options)].
+fn explained<'t, 's>(
+    connection: &Connection,
+    sql: &str,
+    tokens: &'t [Token<'s>],
+) -> Option<(&'t [Token<'s>], StatementType)> {
+    let one_statement = |tokens: &[Token<'_>]| {
+        let mut statements = connection.parse(&sql[tokens.first()?.start..tokens.last()?.end()]).ok()?;
+        match (statements.next(), statements.next()) {
+            (Some(Ok(one)), None) => one.get_type().ok(),
+            _ => None,
+        }
+    };
+    let start = tokens.iter().position(|token| is_word(Some(token), "explain"))? + 1;
+    let mut rest = &tokens[start..];
+    if is_word(rest.first(), "analyze") {
+        rest = &rest[1..];
+    }
+    if let Some(kind) = one_statement(rest) {
+        return Some((rest, kind));
+    }
+    let close = rest.iter().position(|token| token.text.starts_with(')'))?;
+    rest = &rest[close + 1..];
+    one_statement(rest).map(|kind| (rest, kind))
+}
+
+/// A table that a call names without SQL.
+pub(super) fn may_write(rights: &Rights, table: &TableName, database: &str) -> Result<()> {
+    rights.require(Role::Writer, "storing rows")?;
+    check_name(rights, table.parts(), database, Rights::may_write, "change")
+}
+
+pub(super) fn may_read(rights: &Rights, table: &TableName, database: &str) -> Result<()> {
+    check_name(rights, table.parts(), database, Rights::may_read, "read")
+}
+
+/// Every table that a name may mean has to be allowed.
+fn check_name(
+    rights: &Rights,
+    parts: &[String],
+    database: &str,
+    allowed: fn(&Rights, &str, &str) -> bool,
+    verb: &str,
+) -> Result<()> {
+    let own = |name: &str| name.eq_ignore_ascii_case(database);
+    let allowed = match parts {
+        [table] => allowed(rights, "main", table),
+        // The first may be a schema's name or a database's.
+        [first, table] => allowed(rights, first, table) && (!own(first) || allowed(rights, "main", table)),
+        [catalog, schema, table] => own(catalog) && allowed(rights, schema, table),
+        _ => false,
+    };
+    if allowed {
+        return Ok(());
+    }
+    Err(rights.denied("grant", format!("no grant to {verb} {}", parts.join("."))))
+}
+
+fn check_kind(shared: &Shared, kind: StatementType, tokens: &[Token<'_>], rights: &Rights) -> Result<()> {
+    use StatementType as Kind;
+    let first = tokens.first().map_or("", |token| token.text).to_uppercase();
+    match kind {
+        Kind::Select | Kind::Explain | Kind::Relation | Kind::Multi => Ok(()),
+        Kind::Insert
+        | Kind::Update
+        | Kind::Delete
+        | Kind::MergeInto
+        | Kind::Create
+        | Kind::CreateFunc
+        | Kind::Drop
+        | Kind::Alter
+        | Kind::Analyze
+        | Kind::Vacuum => rights.require(Role::Writer, &first),
+        // CHECKPOINT is one, too; what it calls is a function with a rule of its own.
+        Kind::Call if !is_word(tokens.first(), "call") => rights.require(Role::Admin, &first),
+        Kind::Call => Ok(()),
+        Kind::Set | Kind::VariableSet => check_setting(tokens, rights),
+        Kind::Pragma => {
+            let name = tokens.get(1).map(Token::name).unwrap_or_default();
+            functions::check_pragma(shared, &name, rights)
+        }
+        Kind::Copy
+        | Kind::CopyDatabase
+        | Kind::Attach
+        | Kind::Detach
+        | Kind::Export
+        | Kind::Load
+        | Kind::UpdateExtensions
+        | Kind::Connect
+        | Kind::Disconnect
+        | Kind::ExternalResource => outside(shared, rights, "statement", &first),
+        Kind::Transaction
+        | Kind::Prepare
+        | Kind::Execute
+        | Kind::Extension
+        | Kind::LogicalPlan
+        | Kind::Passthrough
+        | Kind::Invalid => Err(rights.denied("statement", format!("{first} is not served"))),
+    }
+}
+
+/// What reaches beyond the database.
+fn outside(shared: &Shared, rights: &Rights, rule: &'static str, what: &str) -> Result<()> {
+    if !shared.config.database.external_access {
+        let why = "reaches beyond the database, which database.external_access = false forbids";
+        return Err(rights.denied(rule, format!("{what} {why}")));
+    }
+    rights.require(Role::Admin, what)
+}
+
+/// Settings of a connection that change nothing for others.
+const SETTINGS: [&str; 5] = ["timezone", "time_zone", "schema", "search_path", "variable"];
+
+fn check_setting(tokens: &[Token<'_>], rights: &Rights) -> Result<()> {
+    let mut words = tokens.iter().map(Token::name);
+    let verb = words.next().unwrap_or_default();
+    if verb == "use" {
+        return Ok(());
+    }
+    let name = words.find(|word| !matches!(word.as_str(), "session" | "local")).unwrap_or_default();
+    // SET TIME ZONE is how the standard spells it.
+    if SETTINGS.contains(&name.as_str()) || (name == "time" && words.next().as_deref() == Some("zone")) {
+        return Ok(());
+    }
+    Err(rights.denied("setting", format!("{} {name} is not allowed; settings are the server's", verb.to_uppercase())))
+}
+
+/// Words that change or read what lies beyond the database, wherever a statement or an object may begin with them: a CTE
+/// may hold a COPY.
+const WORDS: [&str; 10] =
+    ["copy", "attach", "detach", "install", "load", "export", "import", "connect", "disconnect", "secret"];
+
+/// Keywords behind which a name or a value stands, and no statement.
+const BEFORE_NAMES: [&str; 17] = [
+    "and", "by", "distinct", "else", "from", "having", "into", "join", "not", "on", "or", "select", "table", "then",
+    "update", "variable", "where",
+];
+
+/// Whether a word behind this token is a name, whatever it says.
+fn is_before_name(token: &Token<'_>) -> bool {
+    match token.is_keyword() {
+        true => BEFORE_NAMES.contains(&token.name().as_str()),
+        false => token.is_operator() && !token.text.ends_with(['(', ')']),
+    }
+}
+
+fn check_words(shared: &Shared, tokens: &[Token<'_>], rights: &Rights) -> Result<()> {
+    let pragma = is_word(tokens.first(), "pragma");
+    for (at, token) in tokens.iter().enumerate() {
+        if !token.is_name() {
+            continue;
+        }
+        let name = token.name();
+        let before = at.checked_sub(1).and_then(|before| tokens.get(before));
+        if token.is_keyword() && WORDS.contains(&name.as_str()) && !before.is_some_and(is_before_name) {
+            let hint = format!("the keyword {} (write it in double quotes where it is a name)", name.to_uppercase());
+            outside(shared, rights, "keyword", &hint)?;
+        }
+        // A pragma is checked by its own name.
+        let called = tokens.get(at + 1).is_some_and(|next| next.text.starts_with('('));
+        if called && !(pragma && at == 1) {
+            // An operator, and not the function of that name.
+            let compares = name == "glob" && before.is_some_and(|token| !token.is_keyword() && !token.opens());
+            if !compares {
+                functions::check_call(shared, &name, rights)?;
+            }
+        }
+        functions::check_view(&name, rights)?;
+    }
+    Ok(())
+}

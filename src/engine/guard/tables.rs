@@ -1,0 +1,308 @@
+//! Which tables a text names, for callers who may not read or change all of them.
+//!
+//! DuckDB's own parse tree, as JSON, names the tables of SELECT, INSERT, UPDATE and DELETE with the scopes of their CTEs.
+//! It has no such form of other statements: of those whose target and query can be told apart by their tokens the parts
+//! are checked, and all others need grants on everything.
+
+use duckdb::{Parameters, connection::Connection, query_result::StatementType};
+use serde_json::Value;
+
+use super::{super::Shared, Token, check_name, functions, tokens::is_word};
+use crate::{
+    access::Rights,
+    error::{Error, Result},
+};
+
+pub(super) fn check(
+    shared: &Shared,
+    connection: &Connection,
+    sql: &str,
+    tokens: &[Token<'_>],
+    kind: StatementType,
+    rights: &Rights,
+) -> Result<()> {
+    let text = Text { shared, connection, sql, rights, database: shared.database_name(connection)? };
+    text.statement(tokens, kind)
+}
+
+/// One text and who sent it.
+struct Text<'a> {
+    shared: &'a Shared,
+    connection: &'a Connection,
+    sql: &'a str,
+    rights: &'a Rights,
+    database: String,
+}
+
+impl Text<'_> {
+    fn statement(&self, tokens: &[Token<'_>], kind: StatementType) -> Result<()> {
+        let tokens = self.without_end(tokens);
+        match kind {
+            StatementType::Select => self.query(tokens),
+            StatementType::Insert | StatementType::Update => self.change(tokens),
+            StatementType::Delete if is_word(tokens.first(), "truncate") => {
+                let at = 1 + usize::from(is_word(tokens.get(1), "table"));
+                self.target(&tokens[at.min(tokens.len())..])
+            }
+            StatementType::Delete => self.change(tokens),
+            StatementType::Create => self.created(tokens),
+            StatementType::Drop => self.dropped(tokens),
+            StatementType::Alter => self.altered(tokens),
+            StatementType::Set | StatementType::VariableSet => Ok(()),
+            _ => Err(self.unclear(tokens)),
+        }
+    }
+
+    fn unclear(&self, tokens: &[Token<'_>]) -> Error {
+        let what = tokens.first().map_or("", |token| token.text).to_uppercase();
+        self.rights.denied("grant", format!("{what} of this form is for those with grants on all tables"))
+    }
+
+    fn without_end<'t, 's>(&self, tokens: &'t [Token<'s>]) -> &'t [Token<'s>] {
+        let length = tokens.iter().rposition(|token| token.text != ";").map_or(0, |last| last + 1);
+        &tokens[..length]
+    }
+
+    /// The part of the text that these tokens span.
+    fn part(&self, tokens: &[Token<'_>]) -> &str {
+        match (tokens.first(), tokens.last()) {
+            (Some(first), Some(last)) => &self.sql[first.start..last.end()],
+            _ => "",
+        }
+    }
+
+    fn query(&self, tokens: &[Token<'_>]) -> Result<()> {
+        let tree = self.tree(self.part(tokens))?.ok_or_else(|| self.unclear(tokens))?;
+        self.walk(&tree, &mut Vec::new())
+    }
+
+    /// A change as the CTE of a query, which is how a tree of it can be had.
+    fn change(&self, tokens: &[Token<'_>]) -> Result<()> {
+        let wrapped = format!("WITH mallard_change AS ({}\n) SELECT 1", self.part(tokens));
+        let tree = self.tree(&wrapped)?.ok_or_else(|| self.unclear(tokens))?;
+        self.walk(&tree, &mut Vec::new())
+    }
+
+    /// CREATE TABLE and CREATE VIEW, with a query or without.
+    fn created(&self, tokens: &[Token<'_>]) -> Result<()> {
+        let modifiers = ["create", "or", "replace", "temp", "temporary", "local", "global", "persistent", "unlogged"];
+        let what = tokens.iter().position(|token| !modifiers.iter().any(|word| is_word(Some(token), word)));
+        let Some(what) = what.filter(|what| is_word(tokens.get(*what), "table") || is_word(tokens.get(*what), "view"))
+        else {
+            return Err(self.unclear(tokens));
+        };
+        let rest = skip_words(&tokens[what + 1..], &["if", "not", "exists"]);
+        let (name, rest) = name(rest).ok_or_else(|| self.unclear(tokens))?;
+        self.may(&name, Rights::may_write, "change")?;
+        // The first AS outside of brackets is the query's.
+        let mut depth = 0_i32;
+        for (at, token) in rest.iter().enumerate() {
+            for character in token.text.chars().filter(|_| !token.is_name()) {
+                depth += i32::from(character == '(') - i32::from(character == ')');
+            }
+            if is_word(Some(token), "references") || is_word(Some(token), "like") {
+                let (other, _) = self::name(&rest[at + 1..]).ok_or_else(|| self.unclear(tokens))?;
+                self.may(&other, Rights::may_read, "read")?;
+            }
+            if depth == 0 && token.is_keyword() && is_word(Some(token), "as") {
+                let mut body = &rest[at + 1..];
+                // CREATE TABLE .. AS .. WITH [NO] DATA
+                if body.len() > 2 && is_word(body.last(), "data") {
+                    let with = body.iter().rposition(|token| is_word(Some(token), "with")).unwrap_or(body.len());
+                    body = &body[..with];
+                }
+                return self.query(body);
+            }
+        }
+        // Without a query, a column's default or check may hold none.
+        let queries = ["select", "from", "values"];
+        match rest.iter().any(|token| token.is_keyword() && queries.contains(&token.name().as_str())) {
+            true => Err(self.unclear(tokens)),
+            false => Ok(()),
+        }
+    }
+
+    fn dropped(&self, tokens: &[Token<'_>]) -> Result<()> {
+        if !is_word(tokens.get(1), "table") && !is_word(tokens.get(1), "view") {
+            return Err(self.unclear(tokens));
+        }
+        self.target(skip_words(&tokens[2..], &["if", "exists"]))
+    }
+
+    /// One name, and then nothing but RESTRICT or CASCADE. (DuckDB drops one object at a time.)
+    fn target(&self, tokens: &[Token<'_>]) -> Result<()> {
+        match name(tokens) {
+            Some((target, [])) => self.may(&target, Rights::may_write, "change"),
+            Some((target, [word])) if is_word(Some(word), "restrict") || is_word(Some(word), "cascade") => {
+                self.may(&target, Rights::may_write, "change")
+            }
+            _ => Err(self.unclear(tokens)),
+        }
+    }
+
+    /// Columns of one table. A new name or schema could take it out of its grant or over another one's table.
+    fn altered(&self, tokens: &[Token<'_>]) -> Result<()> {
+        if !is_word(tokens.first(), "alter") || !(is_word(tokens.get(1), "table") || is_word(tokens.get(1), "view")) {
+            return Err(self.unclear(tokens));
+        }
+        let (target, rest) = name(skip_words(&tokens[2..], &["if", "exists"])).ok_or_else(|| self.unclear(tokens))?;
+        self.may(&target, Rights::may_write, "change")?;
+        let simple = ["add", "drop", "alter"].iter().any(|word| is_word(rest.first(), word));
+        let renamed_column = is_word(rest.first(), "rename") && !is_word(rest.get(1), "to");
+        let forbidden = ["references", "select", "from", "schema"];
+        let more = rest.iter().any(|token| token.is_keyword() && forbidden.contains(&token.name().as_str()));
+        if (simple || renamed_column) && !more { Ok(()) } else { Err(self.unclear(tokens)) }
+    }
+
+    /// DuckDB's parse tree of one query as JSON; `None` where it has none.
+    fn tree(&self, sql: &str) -> Result<Option<Value>> {
+        let rows = self.shared.rows(
+            self.connection,
+            "SELECT json_serialize_sql($1::VARCHAR, skip_default := true)::VARCHAR",
+            Parameters::positional(&[&sql]),
+        )?;
+        let text = rows.into_iter().flatten().next().unwrap_or_default();
+        let tree: Value = serde_json::from_str(&text).map_err(Error::internal)?;
+        let statements = tree["statements"].as_array().filter(|statements| statements.len() == 1);
+        Ok(statements.map(|_| tree.clone()))
+    }
+
+    /// Checks every name below a node. `scope` are the CTEs that are seen there.
+    fn walk(&self, node: &Value, scope: &mut Vec<String>) -> Result<()> {
+        match node {
+            Value::Array(items) => items.iter().try_for_each(|item| self.walk(item, scope)),
+            Value::Object(fields) => {
+                let outer = scope.len();
+                let ctes = fields.get("cte_map").and_then(|map| map["map"].as_array());
+                for cte in ctes.into_iter().flatten() {
+                    let name = cte["key"].as_str().unwrap_or_default();
+                    self.cte(name, &cte["value"], scope)?;
+                    scope.push(name.to_lowercase());
+                }
+                self.named(node, scope)?;
+                for (key, value) in fields.iter().filter(|(key, _)| *key != "cte_map") {
+                    // The table of a change is checked as one, by `named`.
+                    if key == "table" && is_change(node) {
+                        continue;
+                    }
+                    self.walk(value, scope)?;
+                }
+                scope.truncate(outer);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A CTE sees those before it, and itself only where it is recursive: in the part that recurs.
+    fn cte(&self, name: &str, value: &Value, scope: &mut Vec<String>) -> Result<()> {
+        let Value::Object(fields) = value else { return self.walk(value, scope) };
+        for (key, part) in fields {
+            let recursive = key == "query_node" && part["type"] == "RECURSIVE_CTE_NODE";
+            let Value::Object(node) = part else { continue };
+            if !recursive {
+                self.walk(part, scope)?;
+                continue;
+            }
+            let outer = scope.len();
+            for cte in part["cte_map"]["map"].as_array().into_iter().flatten() {
+                let inner = cte["key"].as_str().unwrap_or_default();
+                self.cte(inner, &cte["value"], scope)?;
+                scope.push(inner.to_lowercase());
+            }
+            for (key, side) in node.iter().filter(|(key, _)| *key != "cte_map") {
+                let itself = key == "right";
+                if itself {
+                    scope.push(name.to_lowercase());
+                }
+                self.walk(side, scope)?;
+                if itself {
+                    scope.pop();
+                }
+            }
+            scope.truncate(outer);
+        }
+        Ok(())
+    }
+
+    /// The name that this node itself holds.
+    fn named(&self, node: &Value, scope: &[String]) -> Result<()> {
+        let kind = node["type"].as_str().unwrap_or_default();
+        match kind {
+            "BASE_TABLE" => {
+                let name = path(node);
+                match name.as_slice() {
+                    [one] if scope.contains(&one.to_lowercase()) => Ok(()),
+                    // How a recursive CTE that keeps keys reads what it has.
+                    [first, one] if first.eq_ignore_ascii_case("recurring") && scope.contains(&one.to_lowercase()) => {
+                        Ok(())
+                    }
+                    _ => self.may(&name, Rights::may_read, "read"),
+                }
+            }
+            "INSERT_QUERY_NODE" => self.may(&path(node), Rights::may_write, "change"),
+            "UPDATE_QUERY_NODE" | "DELETE_QUERY_NODE" => self.may(&path(&node["table"]), Rights::may_write, "change"),
+            "COPY_QUERY_NODE" => Err(self.rights.denied("keyword", "COPY in a CTE is not allowed")),
+            // DESCRIBE and SUMMARIZE have the query they describe; SHOW TABLES has none.
+            "SHOW_REF" if node["query"].is_object() => Ok(()),
+            "SHOW_REF" => Err(self
+                .rights
+                .denied("catalog", "SHOW tells of tables without a grant; ListFlights lists those with one")),
+            "TABLE_FUNCTION" => {
+                let name = node["function"]["function_name"].as_str().unwrap_or_default().to_lowercase();
+                match functions::is_harmless(&name) {
+                    true => Ok(()),
+                    false => Err(self
+                        .rights
+                        .denied("function", format!("the table function {name} needs grants on all tables"))),
+                }
+            }
+            // Any other node with the name of something would be one that nobody here has thought of.
+            "FUNCTION" | "WINDOW" | "AGGREGATE" | "TYPE" => Ok(()),
+            _ if node["class"].is_string() || path(node).is_empty() => Ok(()),
+            _ => Err(self.rights.denied("grant", format!("{kind} needs grants on all tables"))),
+        }
+    }
+
+    fn may(&self, name: &[String], allowed: fn(&Rights, &str, &str) -> bool, verb: &str) -> Result<()> {
+        let system = ["information_schema", "pg_catalog", "system", "temp"];
+        let (last, before) = name.split_last().ok_or_else(|| Error::invalid("a table without a name"))?;
+        let of_system = before.iter().any(|part| system.contains(&part.to_lowercase().as_str()));
+        if of_system || self.shared.system_views.get().is_some_and(|views| views.contains(&last.to_lowercase())) {
+            return Err(self.rights.denied(
+                "catalog",
+                format!("{} tells of tables without a grant; ListFlights lists those with one", name.join(".")),
+            ));
+        }
+        check_name(self.rights, name, &self.database, allowed, verb)
+    }
+}
+
+fn is_change(node: &Value) -> bool {
+    matches!(node["type"].as_str(), Some("UPDATE_QUERY_NODE" | "DELETE_QUERY_NODE"))
+}
+
+fn path(node: &Value) -> Vec<String> {
+    let parts = node["qualified_name"]["path"].as_array();
+    parts.into_iter().flatten().filter_map(|part| part.as_str().map(str::to_string)).collect()
+}
+
+/// A qualified name at the front, and what is behind it.
+fn name<'t, 's>(tokens: &'t [Token<'s>]) -> Option<(Vec<String>, &'t [Token<'s>])> {
+    let mut parts = Vec::new();
+    let mut at = 0;
+    loop {
+        let token = tokens.get(at).filter(|token| token.is_name())?;
+        parts.push(token.identifier());
+        at += 1;
+        match tokens.get(at) {
+            Some(dot) if dot.text == "." => at += 1,
+            _ => return Some((parts, &tokens[at..])),
+        }
+    }
+}
+
+fn skip_words<'t, 's>(tokens: &'t [Token<'s>], words: &[&str]) -> &'t [Token<'s>] {
+    let there = words.iter().enumerate().all(|(at, word)| is_word(tokens.get(at), word));
+    if there { &tokens[words.len()..] } else { tokens }
+}

@@ -1,0 +1,248 @@
+//! The SQL guard: what DuckDB would let any user do to the database and the machine is denied, however it is written.
+
+use std::path::Path;
+
+use mallard::{
+    access::Role,
+    client::{Client, Login},
+    config::{Config, Credential, Secret, User},
+    engine::guard::attacks::{ATTACKS, Attack},
+};
+use tonic::Code;
+
+use crate::support::{PASSWORD, TestServer, row, run, test_config};
+
+/// A database file with a table, and a client of each role.
+async fn with_file(path: &Path) -> (TestServer, Vec<(Role, Client)>) {
+    let mut config: Config = test_config();
+    config.database.path = path.to_str().unwrap().into();
+    config.auth.enabled = true;
+    for role in Role::ALL {
+        config
+            .auth
+            .users
+            .insert(role.word().into(), User::new(Credential::Password(Secret::new(PASSWORD)), role.word()));
+    }
+    let server = TestServer::with(config).await;
+    let mut clients = Vec::new();
+    for role in Role::ALL {
+        let login = Login { user: role.word().into(), password: Secret::new(PASSWORD) };
+        clients.push((role, Client::connect(server.server.location(), Some(&login)).await.unwrap()));
+    }
+    (server, clients)
+}
+
+/// Other ways to write the same statement.
+fn mutations(sql: &str) -> Vec<String> {
+    let flip = |upper: bool| -> String {
+        // Letters in quotes stay as they are.
+        let mut quoted = None;
+        let mut flipped = String::new();
+        for character in sql.chars() {
+            match quoted {
+                Some(quote) if character == quote => quoted = None,
+                None if matches!(character, '\'' | '"') => quoted = Some(character),
+                _ => {}
+            }
+            flipped.extend(match (quoted, upper) {
+                (Some(_), _) => vec![character],
+                (None, true) => character.to_uppercase().collect(),
+                (None, false) => character.to_lowercase().collect(),
+            });
+        }
+        flipped
+    };
+    vec![
+        flip(true),
+        flip(false),
+        sql.replace(' ', "/**/ /* ; SELECT 1 */\n"),
+        sql.replace(' ', "\t--x\n "),
+        format!("/* /* nested */ */ {sql} ; -- end"),
+        format!(";{sql};"),
+        sql.replace('(', " ( "),
+        // Dollar quotes in place of single ones.
+        sql.split('\'').enumerate().fold(String::new(), |text, (at, part)| match at {
+            0 => part.to_string(),
+            _ => text + "$q$" + part,
+        }),
+        format!("SELECT * FROM ({sql})"),
+        format!("WITH x AS ({sql}) SELECT 1"),
+        format!("WITH x AS (WITH y AS ({sql}) FROM y) FROM x"),
+        format!("EXPLAIN {sql}"),
+        format!("EXPLAIN ANALYZE {sql}"),
+        format!("SELECT ({sql})"),
+        format!("SELECT 1 WHERE EXISTS ({sql})"),
+        format!("SELECT [x FOR x IN (SELECT list(z) FROM ({sql}) z)]"),
+        format!("CREATE VIEW v AS {sql}"),
+        format!("CREATE MACRO m() AS TABLE {sql}"),
+        format!("SELECT 1; {sql}"),
+        format!("{sql}; SELECT 1"),
+        format!("BEGIN; {sql}; COMMIT"),
+        format!("PREPARE p AS {sql}"),
+        format!("CREATE TRIGGER g AFTER INSERT ON t FOR EACH ROW {sql}"),
+    ]
+}
+
+fn bytes(path: &Path) -> Option<Vec<u8>> {
+    std::fs::read(path).ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_role_gets_an_attack_through_however_it_is_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.duckdb");
+    let wal = directory.path().join("m.duckdb.wal");
+    let (server, clients) = with_file(&path).await;
+    let admin = &clients[2].1;
+    run(admin, "CREATE TABLE t AS SELECT range AS i FROM range(1000)").await;
+    crate::support::collect(admin.query("CHECKPOINT").await.unwrap()).await.unwrap();
+    run(admin, "INSERT INTO t VALUES (-1)").await;
+    let before = (bytes(&path), bytes(&wal));
+    let mut entries: Vec<_> =
+        std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    entries.sort();
+    let mut tried = 0;
+    for Attack { sql, denied_to } in ATTACKS {
+        let sql = sql.replace("{db}", path.to_str().unwrap());
+        for (role, client) in clients.iter().filter(|(role, _)| role <= denied_to) {
+            let refused = client.query(&sql).await.err().unwrap_or_else(|| panic!("{role:?} ran {sql}"));
+            let code = refused.code();
+            // PREPARE is not served to anyone.
+            let told = code == Code::PermissionDenied && refused.to_string().contains("(rule ");
+            assert!(told || code == Code::Unimplemented, "{role:?}: {sql}: {refused}");
+            for mutation in mutations(&sql) {
+                tried += 1;
+                match client.query(&mutation).await {
+                    // EXPLAIN without ANALYZE only plans.
+                    Ok(_) if mutation.starts_with("EXPLAIN ") && *denied_to == Role::Reader => {}
+                    Ok(rows) => {
+                        let outcome = crate::support::collect(rows).await;
+                        assert!(outcome.is_err(), "{role:?} ran {mutation}");
+                    }
+                    Err(refused) => assert_ne!(refused.code(), Code::Internal, "{mutation}: {refused}"),
+                }
+            }
+        }
+    }
+    assert!(tried > 3000, "{tried}");
+    assert!(before == (bytes(&path), bytes(&wal)), "the database or its log has changed");
+    let mut after: Vec<_> =
+        std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    after.sort();
+    assert_eq!(entries, after, "files came or went");
+    assert_eq!(row(admin, "SELECT count(*) FROM t").await, ["1001"]);
+    drop(clients);
+    server.server.stop(std::future::pending()).await.unwrap();
+    let (_again, clients) = with_file(&path).await;
+    assert_eq!(row(&clients[0].1, "SELECT count(*), sum(i)::BIGINT FROM t").await, ["1001", "499499"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_people_write_is_not_taken_for_an_attack() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE copy (\"load\" INTEGER, export INTEGER, secret INTEGER, query TEXT)").await;
+    run(&client, "INSERT INTO copy VALUES (1, 2, 3, 'read_blob(''x'')')").await;
+    for (sql, expected) in [
+        ("SELECT load + export, c.secret FROM copy c WHERE load = 1 AND export = 2 ORDER BY load", "3"),
+        ("SELECT query FROM copy", "read_blob('x')"),
+        ("SELECT 'COPY t TO ''x''' -- ATTACH", "COPY t TO 'x'"),
+        ("SELECT count(*) FROM copy WHERE query GLOB ('read*')", "1"),
+        ("SELECT \"load\" FROM copy /* COPY */", "1"),
+        ("SELECT n FROM (PIVOT (SELECT 1 AS n, 'a' AS k) ON k IN ('a') USING count(*))", "1"),
+        ("SELECT count(*) FROM information_schema.tables WHERE table_name = 'copy'", "1"),
+        ("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'copy'", "1"),
+        ("SELECT count(*) FROM range(3), unnest([1, 2]), generate_series(1, 2)", "12"),
+        ("SET VARIABLE mine = 1", "OK"),
+        ("SET schema = 'main'", "OK"),
+        ("USE main", "OK"),
+    ] {
+        assert_eq!(row(&client, sql).await[0], expected, "{sql}");
+    }
+    // A dynamic PIVOT makes a type on the way, which a reader's transaction lets it.
+    let mut config = test_config();
+    config.auth.anonymous_role = "reader".into();
+    let reading = TestServer::with(config).await;
+    let reader = reading.client().await;
+    assert_eq!(row(&reader, "PIVOT (SELECT 1 AS n, 'a' AS k) ON k USING max(n)").await, ["1"]);
+    assert_eq!(row(&reader, "SELECT 1").await, ["1"]);
+}
+
+/// Texts that DuckDB's parser or planner would take seconds, gigabytes or the whole process for.
+fn bombs() -> Vec<(&'static str, String)> {
+    let times = |count: usize, text: &str| text.repeat(count);
+    vec![
+        ("brackets", format!("SELECT {}1{}", times(100_000, "("), times(100_000, ")"))),
+        ("lists", format!("SELECT {}1{}", times(900, "["), times(900, "]"))),
+        ("subqueries", format!("SELECT {}1{}", times(14_000, "(SELECT "), times(14_000, ")"))),
+        ("case", format!("SELECT {}1{}", times(9_000, "CASE WHEN true THEN "), times(9_000, " END"))),
+        ("minus", format!("SELECT {}1", times(100_000, "- "))),
+        ("not", format!("SELECT {}true", times(60_000, "NOT "))),
+        ("parts", format!("SELECT a{}", times(5_000, ".a"))),
+        ("casts", format!("SELECT 1{}", times(40_000, "::INT"))),
+        ("subscripts", format!("SELECT x{} FROM (SELECT [1] AS x)", times(60_000, "[1]"))),
+        ("plus", format!("SELECT 1{}", times(100_000, "+1"))),
+        ("and", format!("SELECT true{}", times(40_000, " AND true"))),
+        ("concatenation", format!("SELECT ''{}", times(60_000, "||''"))),
+        ("unions", format!("SELECT 1{}", times(14_000, " UNION SELECT 1"))),
+        ("joins", format!("SELECT 1 FROM range(1){}", times(14_000, ", range(1)"))),
+        ("cross joins", format!("SELECT 1 FROM range(1) t{}", times(9_000, " CROSS JOIN range(1)"))),
+        (
+            "chained CTEs",
+            (1..7_000)
+                .fold("WITH c0 AS (SELECT 1)".to_string(), |text, n| text + &format!(", c{n} AS (FROM c{})", n - 1))
+                + " FROM c6999",
+        ),
+        ("lambdas", format!("SELECT {}1{}", times(3_000, "list_transform([1], lambda x: "), times(3_000, ")"))),
+        ("long text", format!("SELECT '{}'", times(300_000, "x"))),
+        ("values", format!("SELECT * FROM (VALUES (1){})", times(40_000, ", (1)"))),
+        ("columns", format!("SELECT 1{}", times(60_000, ",1"))),
+        ("in list", format!("SELECT 1 IN (1{})", times(100_000, ",1"))),
+        ("arrows", format!("SELECT x{} FROM (SELECT '{{}}'::JSON AS x)", times(30_000, "->'a'"))),
+        ("exponents", format!("SELECT 1{}", times(60_000, "^1"))),
+        ("between", format!("SELECT 1{}", times(15_000, " BETWEEN 0 AND 1"))),
+        ("comparisons", format!("SELECT 1{}", times(60_000, "=1"))),
+        ("is null", format!("SELECT 1{}", times(20_000, " IS NULL"))),
+        ("collations", format!("SELECT 'a'{}", times(12_000, " COLLATE NOCASE"))),
+        ("method calls", format!("SELECT 'a'{}", times(20_000, ".lower()"))),
+        ("open only", times(200_000, "(")),
+        ("quotes", times(200_000, "'")),
+        ("semicolons", times(200_000, ";")),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_bombs_are_refused_or_ended_and_the_next_query_works() {
+    let mut config = test_config();
+    config.limits.statement_timeout = mallard::config::Span(std::time::Duration::from_secs(5));
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    for (what, sql) in bombs() {
+        if let Ok(rows) = client.query(&sql).await {
+            // Ended at the deadline at the latest.
+            let _ = crate::support::collect(rows).await;
+        }
+        assert_eq!(row(&client, "SELECT 42").await, ["42"], "after {what}");
+    }
+    for nested in ["brackets", "lists", "subqueries", "case", "minus", "not", "parts", "lambdas", "open only"] {
+        let (_, sql) = bombs().into_iter().find(|(what, _)| *what == nested).unwrap();
+        let refused = client.query(&sql).await.err().expect(nested);
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{nested}: {refused}");
+        assert!(refused.to_string().contains("limits.sql_depth"), "{nested}: {refused}");
+    }
+    // Long, and not deep.
+    let sum = format!("SELECT (1{})::BIGINT", "+1".repeat(900));
+    assert_eq!(row(&client, &sum).await, ["901"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_error_is_cut_so_that_it_fits_into_headers() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    for text in ["\u{1f986}".repeat(50_000), "x".repeat(200_000), "'".repeat(200_000)] {
+        let refused = client.query(&format!("SELEC {text}")).await.err().expect("no SQL");
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert!(refused.to_string().len() < 5000);
+    }
+    assert_eq!(row(&client, "SELECT 42").await, ["42"]);
+}
