@@ -127,6 +127,7 @@ pub struct RoleSettings {
 #[derive(Debug, Clone)]
 pub struct Limits {
     pub queries: usize,
+    pub queries_per_user: usize,
     pub queue: usize,
     pub queue_timeout: Span,
     pub statement_timeout: Span,
@@ -205,6 +206,7 @@ impl Default for Config {
             },
             limits: Limits {
                 queries: 16,
+                queries_per_user: 12,
                 queue: 256,
                 queue_timeout: Span(Duration::from_secs(30)),
                 statement_timeout: Span(Duration::ZERO),
@@ -351,7 +353,14 @@ const KEYS: &[Key] = &[
     ),
     key!(auth.anonymous_role, "Role of everyone where auth.enabled is false."),
     key!(limits.queries, "Statements that run at once, each on an engine thread with its own connection."),
-    key!(limits.queue, "Statements that may wait for a free engine thread."),
+    key!(
+        limits.queries_per_user,
+        "Statements of one user that run at once; further ones wait, and not in front of other users'. A role's queries wins. 0 means no limit of its own."
+    ),
+    key!(
+        limits.queue,
+        "Statements that may wait for a free engine thread; those of one user take three quarters of the queue at most."
+    ),
     key!(limits.queue_timeout, "How long a statement may wait for a free engine thread."),
     key!(limits.statement_timeout, "How long one statement may run, its stream included; \"0s\" means no limit."),
     key!(limits.max_message_size, "Largest gRPC message received. Larger ones end the call with RESOURCE_EXHAUSTED."),
@@ -441,7 +450,7 @@ impl Config {
              # result_rows = 1000000 # of one statement; more ends it with RESOURCE_EXHAUSTED\n\
              # result_bytes = \"1GiB\"\n\
              # queries = 4 # statements of one user at once\n\
-             # operator_memory = \"512MiB\" # of each operator of a statement\n",
+             # operator_memory = \"512MiB\" # of each operator of a statement; what needs more spills\n",
         );
         text
     }

@@ -64,8 +64,8 @@ impl Engine {
     /// The schema that [`Engine::query`] would answer with; the statement is planned and not run.
     pub async fn schema(&self, rights: &Arc<Rights>, sql: &str) -> Result<SchemaRef> {
         statement::check_text(&self.shared, sql)?;
-        let (rights, sql) = (rights.clone(), sql.to_string());
-        self.call(move |shared, connection| {
+        let (user, rights, sql) = (rights, rights.clone(), sql.to_string());
+        self.call(user, move |shared, connection| {
             schema(shared, connection, guard::admit(shared, connection, &sql, &rights)?)
         })
         .await
@@ -73,8 +73,8 @@ impl Engine {
 
     /// The tables and views that the caller may read and whose `schema.table` matches the glob.
     pub async fn tables(&self, rights: &Arc<Rights>, glob: &str) -> Result<Vec<(TableName, SchemaRef)>> {
-        let (rights, glob) = (rights.clone(), glob.to_string());
-        self.call(move |shared, connection| {
+        let (user, rights, glob) = (rights, rights.clone(), glob.to_string());
+        self.call(user, move |shared, connection| {
             let listed = shared.rows(
                 connection,
                 "SELECT schema_name, name FROM (\
@@ -106,7 +106,7 @@ impl Engine {
 
     /// The first row of a small query of ours, as texts.
     pub async fn row(&self, sql: String) -> Result<Vec<String>> {
-        self.call(move |shared, connection| {
+        self.call(&Rights::all("mallard"), move |shared, connection| {
             let rows = shared.rows(connection, &sql, Parameters::None)?;
             rows.into_iter().next().ok_or_else(|| Error::internal("a query of ours answered no row"))
         })
@@ -115,8 +115,8 @@ impl Engine {
 
     /// How many rows a table has that the caller may read.
     pub async fn count(&self, rights: &Arc<Rights>, table: &TableName) -> Result<i64> {
-        let (rights, table) = (rights.clone(), table.clone());
-        self.call(move |shared, connection| {
+        let (user, rights, table) = (rights, rights.clone(), table.clone());
+        self.call(user, move |shared, connection| {
             guard::may_read(&rights, &table, &shared.database_name(connection)?)?;
             let sql = format!("SELECT count(*)::VARCHAR FROM {}", table.sql());
             let rows = shared.rows(connection, &sql, Parameters::None)?;

@@ -96,7 +96,8 @@ impl Engine {
         let (source, feed) = self.sources.add(input.schema(), Sharing::Single);
         let failure = source.failure.clone();
         let call = source.call();
-        let reading = self.call(move |shared, connection| {
+        let rights = Rights::all("mallard");
+        let reading = self.call(&rights, move |shared, connection| {
             let done = work(shared, connection, &call);
             drop(source);
             done

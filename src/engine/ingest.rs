@@ -103,7 +103,7 @@ impl Engine {
         rights.require(Role::Writer, "storing rows")?;
         let seen = self.shared.see(&format!("INGEST {table}"));
         seen.identify_ingest(&table.parts().join("."));
-        let slot = self.pool.slot().await?;
+        let slot = self.pool.slot(rights).await?;
         seen.start();
         let (cancel, guard) = self.pool.begin();
         let config = &self.shared.config.ingest;

@@ -35,6 +35,7 @@ pub use query::status_schema;
 pub use seen::RunningStatement;
 
 use crate::{
+    access::Rights,
     config::Config,
     error::{Error, Result},
     telemetry::Metrics,
@@ -130,12 +131,13 @@ impl Shared {
 }
 
 impl Engine {
-    /// Runs `work` on an engine thread with a connection of its own.
+    /// Runs `work` on an engine thread with a connection of its own, as a statement of that user.
     async fn call<T: Send + 'static>(
         &self,
+        rights: &Rights,
         work: impl FnOnce(&Shared, &Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let slot = self.pool.slot().await?;
+        let slot = self.pool.slot(rights).await?;
         self.call_on(slot, work).await
     }
 

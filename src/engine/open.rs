@@ -32,6 +32,8 @@ impl Engine {
         let engine = Self::open_unlocked(config, metrics)?;
         // From here on no statement changes a setting of the database.
         let connection = engine.shared.connect()?;
+        // What we set for one connection after the lock; the guard keeps clients from it.
+        engine.shared.execute(&connection, "SET allowed_configs = ['operator_memory_limit']")?;
         engine.shared.execute(&connection, LOCK)?;
         guard::self_test(&engine.shared, &connection)?;
         Ok(engine)

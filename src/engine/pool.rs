@@ -3,6 +3,7 @@
 //! Knows nothing of SQL. Only these threads call DuckDB.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -20,6 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    access::Rights,
     config::Limits,
     error::{Error, Result},
     telemetry::Metrics,
@@ -35,6 +37,7 @@ pub(super) struct Pool {
     /// One more, for small questions of the server's own.
     aside: Arc<Semaphore>,
     waiting: AtomicUsize,
+    users: Mutex<HashMap<String, Weak<Share>>>,
     limits: Limits,
     idle: Arc<Mutex<Vec<mpsc::Sender<Job>>>>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
@@ -42,9 +45,17 @@ pub(super) struct Pool {
     metrics: Metrics,
 }
 
+/// What one user has of the threads and of the queue, while they have any. Who has more statements than their share waits
+/// here, and not in front of others.
+struct Share {
+    slots: Arc<Semaphore>,
+    waiting: AtomicUsize,
+}
+
 /// The right to use one engine thread.
 pub(super) struct Slot {
     _permit: OwnedSemaphorePermit,
+    _share: Option<(OwnedSemaphorePermit, Arc<Share>)>,
     /// Of a client's statement, which is counted.
     metrics: Option<Metrics>,
 }
@@ -64,6 +75,7 @@ impl Pool {
             slots: Arc::new(Semaphore::new(limits.queries)),
             aside: Arc::new(Semaphore::new(1)),
             waiting: AtomicUsize::new(0),
+            users: Mutex::default(),
             limits: limits.clone(),
             idle: Arc::default(),
             threads: Mutex::default(),
@@ -72,43 +84,76 @@ impl Pool {
         }
     }
 
-    /// Waits for a free engine thread, within the bounds of the queue.
-    pub(super) async fn slot(&self) -> Result<Slot> {
-        let permit = match self.slots.clone().try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(tokio::sync::TryAcquireError::Closed) => return Err(Error::Draining),
-            Err(tokio::sync::TryAcquireError::NoPermits) => self.queue().await?,
+    /// Waits for a free engine thread, within the bounds of the queue and of the user's share of both.
+    pub(super) async fn slot(&self, rights: &Rights) -> Result<Slot> {
+        let share = self.share(rights);
+        let free = share.slots.clone().try_acquire_owned().ok();
+        let free = free.and_then(|own| Some((own, self.slots.clone().try_acquire_owned().ok()?)));
+        let (own, permit) = match free {
+            Some(both) => both,
+            None if self.slots.is_closed() => return Err(Error::Draining),
+            None => self.queue(&share).await?,
         };
         self.metrics.queries_running.inc();
-        Ok(Slot { _permit: permit, metrics: Some(self.metrics.clone()) })
+        Ok(Slot { _permit: permit, _share: Some((own, share)), metrics: Some(self.metrics.clone()) })
+    }
+
+    fn share(&self, rights: &Rights) -> Arc<Share> {
+        let mut users = lock(&self.users);
+        if let Some(share) = users.get(&rights.user).and_then(Weak::upgrade) {
+            return share;
+        }
+        users.retain(|_, share| share.strong_count() > 0);
+        let most = [rights.allowance.queries.unwrap_or(0), self.limits.queries_per_user];
+        let most = most.into_iter().find(|most| *most > 0).unwrap_or(usize::MAX).min(self.limits.queries);
+        let share = Arc::new(Share { slots: Arc::new(Semaphore::new(most)), waiting: AtomicUsize::new(0) });
+        users.insert(rights.user.clone(), Arc::downgrade(&share));
+        share
     }
 
     /// The engine thread that clients' statements leave free.
     pub(super) async fn slot_aside(&self) -> Result<Slot> {
         let permit = self.aside.clone().acquire_owned().await.map_err(|_| Error::Draining)?;
-        Ok(Slot { _permit: permit, metrics: None })
+        Ok(Slot { _permit: permit, _share: None, metrics: None })
     }
 
-    async fn queue(&self) -> Result<OwnedSemaphorePermit> {
-        struct Place<'a>(&'a Pool);
+    async fn queue(&self, share: &Share) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        struct Place<'a>(&'a Pool, &'a Share);
         impl Drop for Place<'_> {
             fn drop(&mut self) {
                 self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.1.waiting.fetch_sub(1, Ordering::Relaxed);
                 self.0.metrics.queries_queued.dec();
             }
         }
 
         let ahead = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let own_ahead = share.waiting.fetch_add(1, Ordering::Relaxed);
         self.metrics.queries_queued.inc();
-        let _place = Place(self);
+        let _place = Place(self, share);
         let Limits { queries, queue, queue_timeout, .. } = &self.limits;
         if ahead >= *queue {
             let what = format!("{queries} statements run and {queue} wait already");
             return Err(Error::Limit { what, key: "limits.queue" });
         }
-        match tokio::time::timeout(queue_timeout.0, self.slots.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_closed)) => Err(Error::Draining),
+        // A quarter of the queue is for others.
+        let own_queue = (queue - queue / 4).max(1);
+        if own_ahead >= own_queue {
+            let what = format!("{own_queue} statements of this user wait already");
+            return Err(Error::Limit { what, key: "limits.queue" });
+        }
+        let both = async {
+            // One's own first: who waits for that is in nobody's way.
+            let own = share.slots.clone().acquire_owned().await;
+            let slot = self.slots.clone().acquire_owned().await;
+            own.and_then(|own| Ok((own, slot?)))
+        };
+        match tokio::time::timeout(queue_timeout.0, both).await {
+            Ok(both) => both.map_err(|_closed| Error::Draining),
+            Err(_elapsed) if share.slots.available_permits() == 0 && self.slots.available_permits() > 0 => {
+                let what = format!("none of this user's statements ended within {queue_timeout}");
+                Err(Error::Limit { what, key: "limits.queries_per_user" })
+            }
             Err(_elapsed) => {
                 let what = format!("no engine thread was free within {queue_timeout} ({queries} statements run)");
                 Err(Error::Limit { what, key: "limits.queries" })

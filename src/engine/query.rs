@@ -30,9 +30,9 @@ use super::{
     statement,
 };
 use crate::{
-    access::{Rights, Role},
+    access::{Allowance, Rights, Role},
     error::{Error, Result},
-    stream::RecordBatchStream,
+    stream::{RecordBatchStream, batch_bytes},
 };
 
 /// Batches that wait between DuckDB and the network, beside DuckDB's own streaming buffer.
@@ -64,7 +64,7 @@ impl Engine {
     pub(super) async fn query_with(&self, sql: &str, setup: Setup) -> Result<RecordBatchStream> {
         statement::check_text(&self.shared, sql)?;
         let seen = self.shared.see(sql);
-        let slot = self.pool.slot().await?;
+        let slot = self.pool.slot(&setup.rights).await?;
         seen.start();
         let (cancel, guard) = self.pool.begin();
         let (head, schema) = oneshot::channel();
@@ -75,7 +75,15 @@ impl Engine {
         let ended = ending.clone();
         self.pool.run(slot, move || {
             let failure = setup.input.as_ref().map(|(source, _)| source.failure.clone()).unwrap_or_default();
-            let mut answer = Answer { head: Some(head), whole: None, rows, cancel: cancel.clone(), seen };
+            let mut answer = Answer {
+                head: Some(head),
+                whole: None,
+                rows,
+                cancel: cancel.clone(),
+                seen,
+                allowance: setup.rights.allowance,
+                answered: (0, 0),
+            };
             let mut connection = None;
             let outcome = run(&shared, &sql, &setup, &cancel, &mut answer, &mut connection);
             let outcome = outcome.map_err(|error| failure.or(error));
@@ -107,6 +115,8 @@ struct Answer {
     rows: mpsc::Sender<Waiting>,
     cancel: Cancel,
     seen: Arc<Seen>,
+    allowance: Allowance,
+    answered: (u64, u64),
 }
 
 impl Answer {
@@ -117,10 +127,32 @@ impl Answer {
         }
     }
 
-    fn batch(&self, shared: &Shared, batch: RecordBatch) -> Result<()> {
+    fn batch(&mut self, shared: &Shared, batch: RecordBatch) -> Result<()> {
+        self.allow(&batch)?;
         self.seen.answered(batch.num_rows());
         let batch = Waiting::new(batch, &shared.metrics);
         self.cancel.wait(self.rows.send(batch))?.map_err(|_| Error::Cancelled)
+    }
+}
+
+impl Answer {
+    /// Counts what goes out against what the role may have.
+    fn allow(&mut self, batch: &RecordBatch) -> Result<()> {
+        let Allowance { result_rows, result_bytes, .. } = self.allowance;
+        let (rows, bytes) = &mut self.answered;
+        *rows += batch.num_rows() as u64;
+        *bytes += if result_bytes.is_some() { batch_bytes(batch) } else { 0 };
+        match (result_rows, result_bytes) {
+            (Some(most), _) if *rows > most => {
+                let what = format!("the result has more than {most} rows, which is what the caller's role may have");
+                Err(Error::Limit { what, key: "the role's result_rows" })
+            }
+            (_, Some(most)) if *bytes > most.0 => {
+                let what = format!("the result is larger than {most}, which is what the caller's role may have");
+                Err(Error::Limit { what, key: "the role's result_bytes" })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -142,6 +174,9 @@ fn run(
         }
     }
     let statement = guard::admit(shared, connection, sql, &setup.rights)?;
+    if let Some(size) = setup.rights.allowance.operator_memory {
+        shared.execute(connection, &format!("SET operator_memory_limit = '{}B'", size.0))?;
+    }
     if setup.rights.role < Role::Writer && setup.input.is_none() {
         // The second wall: what the guard took for a read cannot write.
         shared.execute(connection, "BEGIN TRANSACTION READ ONLY")?;

@@ -15,6 +15,7 @@ mod get;
 mod guard;
 mod info;
 mod lifecycle;
+mod limits;
 mod login_flood;
 mod process;
 mod put;

@@ -1,0 +1,116 @@
+//! What one user or role may have, and that others have the rest.
+
+use std::time::Duration;
+
+use futures::{StreamExt, future::join_all};
+use mallard::{
+    access::{Allowance, Role},
+    client::{Client, Login},
+    config::{Config, Credential, RoleSettings, Secret, Size, Span, User},
+    error::Error,
+};
+use tonic::Code;
+
+use crate::support::{PASSWORD, TestServer, collect, row, rows, test_config, until};
+
+async fn with_users(mut config: Config, users: &[(&str, &str)]) -> (TestServer, Vec<Client>) {
+    config.auth.enabled = true;
+    for (user, role) in users {
+        config.auth.users.insert(user.to_string(), User::new(Credential::Password(Secret::new(PASSWORD)), role));
+    }
+    let server = TestServer::with(config).await;
+    let mut clients = Vec::new();
+    for (user, _) in users {
+        let login = Login { user: user.to_string(), password: Secret::new(PASSWORD) };
+        clients.push(Client::connect(server.server.location(), Some(&login)).await.unwrap());
+    }
+    (server, clients)
+}
+
+/// Runs until it is dropped: a stream that nobody reads to its end.
+const ENDLESS: &str = "SELECT range FROM range(100000000000)";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_users_statements_leave_threads_for_others() {
+    let mut config = test_config();
+    config.limits.queries = 4;
+    config.limits.queries_per_user = 3;
+    config.limits.queue_timeout = Span(Duration::from_millis(200));
+    let (server, clients) = with_users(config, &[("greedy", "reader"), ("modest", "reader")]).await;
+    let (greedy, modest) = (&clients[0], &clients[1]);
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        open.push(greedy.query(ENDLESS).await.unwrap());
+    }
+    let refused = greedy.query("SELECT 1").await.err().expect("three run already");
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.to_string().contains("limits.queries_per_user"), "{refused}");
+    assert_eq!(row(modest, "SELECT 1").await, ["1"]);
+    drop(open);
+    until("the threads are free again", async || server.metric("mallard_queries_running").await == 0.0).await;
+    assert_eq!(row(greedy, "SELECT 1").await, ["1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_their_share_waits_in_nobodys_way() {
+    let mut config = test_config();
+    config.limits.queries = 2;
+    config.limits.queries_per_user = 1;
+    config.limits.queue = 20;
+    let (server, clients) = with_users(config, &[("greedy", "reader"), ("modest", "reader")]).await;
+    let (greedy, modest) = (&clients[0], &clients[1]);
+    let running = greedy.query(ENDLESS).await.unwrap();
+    let waiting = join_all((0..30).map(|_| greedy.query("SELECT 1")));
+    let watch = async {
+        until("the user's share of the queue is full", async || server.metric("mallard_queries_queued").await == 15.0)
+            .await;
+        // One thread is free, and the queue has room, whatever the other user waits for.
+        assert_eq!(row(modest, "SELECT 1").await, ["1"]);
+        drop(running);
+    };
+    let (outcomes, ()) = futures::join!(waiting, watch);
+    let refused: Vec<&Error> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
+    assert_eq!(refused.len(), 15, "a quarter of the queue is for others");
+    assert!(
+        refused
+            .iter()
+            .all(|error| error.code() == Code::ResourceExhausted && error.to_string().contains("limits.queue"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_bound_results_statements_and_memory() {
+    let mut config = test_config();
+    let role = |allowance| RoleSettings { base: Some(Role::Admin), allowance, ..Default::default() };
+    let rows_role = Allowance { result_rows: Some(100_000), ..Default::default() };
+    let bytes_role = Allowance { result_bytes: Some(Size::mib(1)), ..Default::default() };
+    let single = Allowance { queries: Some(1), ..Default::default() };
+    let small = Allowance { operator_memory: Some(Size::mib(8)), ..Default::default() };
+    for (name, allowance) in [("few_rows", rows_role), ("few_bytes", bytes_role), ("single", single), ("small", small)]
+    {
+        config.auth.roles.insert(name.into(), role(allowance));
+    }
+    config.limits.queue_timeout = Span(Duration::from_millis(200));
+    let users = [("a", "few_rows"), ("b", "few_bytes"), ("c", "single"), ("d", "small"), ("e", "admin")];
+    let (_server, clients) = with_users(config, &users).await;
+    let all = async |client: &Client, sql: &str| -> Result<usize, Error> {
+        Ok(rows(&collect(client.query(sql).await?).await?))
+    };
+    assert_eq!(all(&clients[0], "FROM range(100000)").await.unwrap(), 100_000);
+    let refused = all(&clients[0], "FROM range(1000000)").await.expect_err("more rows than allowed");
+    assert!(refused.code() == Code::ResourceExhausted && refused.to_string().contains("result_rows"), "{refused}");
+    assert_eq!(all(&clients[1], "FROM range(100000)").await.unwrap(), 100_000);
+    let refused = all(&clients[1], "FROM range(1000000)").await.expect_err("more bytes than allowed");
+    assert!(refused.code() == Code::ResourceExhausted && refused.to_string().contains("result_bytes"), "{refused}");
+    let mut open = clients[2].query(ENDLESS).await.unwrap();
+    open.next().await.unwrap().unwrap();
+    let refused = clients[2].query("SELECT 1").await.err().expect("one runs already");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    // What needs more than that spills.
+    let setting = "SELECT current_setting('operator_memory_limit')";
+    assert_eq!(row(&clients[3], setting).await, ["8.0 MiB"]);
+    assert_eq!(row(&clients[4], setting).await, [""]);
+    let refused =
+        all(&clients[3], "SET operator_memory_limit = '1GB'").await.expect_err("a role's limit is not one's own");
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+}
