@@ -4,7 +4,14 @@
 //! remembers where each value came from; the table [`KEYS`] says what each key means. After [`load`] only the checked
 //! [`Config`] travels. `config/mallard.toml` is [`Config::to_toml`] of the defaults, held equal by a test.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::Path, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    path::PathBuf,
+    time::Duration,
+};
 
 use figment::{
     Figment, Metadata, Profile, Provider,
@@ -14,6 +21,7 @@ use figment::{
 
 use crate::{
     access::{Allowance, Role},
+    clock::Clock,
     location::Location,
 };
 
@@ -30,6 +38,7 @@ pub struct Config {
     pub ingest: Ingest,
     pub exchange: Exchange,
     pub auth: Auth,
+    pub jwt: Jwt,
     pub limits: Limits,
     pub wire: Wire,
     pub log: Log,
@@ -81,7 +90,11 @@ pub struct Auth {
     pub allow_anonymous: bool,
     pub users_file: Option<PathBuf>,
     pub signing_key: Option<Secret>,
+    /// Where the signing key was read, if it came from `auth.signing_key_file`.
+    pub signing_key_file: Option<PathBuf>,
     pub token_ttl: Span,
+    pub session_max: Span,
+    pub closed_sessions: usize,
     pub max_logins: usize,
     pub login_failures: usize,
     pub login_failures_per_address: usize,
@@ -91,6 +104,8 @@ pub struct Auth {
     pub users: BTreeMap<String, User>,
     /// `auth.roles.NAME`.
     pub roles: BTreeMap<String, RoleSettings>,
+    /// No key: tests bring their own.
+    pub clock: Clock,
 }
 
 /// One user of the configuration.
@@ -122,6 +137,59 @@ pub struct RoleSettings {
     pub write: Option<Vec<String>>,
     pub exchangers: Option<Vec<String>>,
     pub allowance: Allowance,
+}
+
+/// Identities that an issuer outside vouches for.
+#[derive(Debug, Clone)]
+pub struct Jwt {
+    pub issuer: Option<String>,
+    pub audience: Option<String>,
+    pub jwks_file: Option<PathBuf>,
+    pub jwks_url: Option<String>,
+    pub allow_jwks_url: bool,
+    pub jwks_pause: Span,
+    pub jwks_refresh: Span,
+    pub leeway: Span,
+    pub user_claim: String,
+    pub role_claim: String,
+    pub default_role: Option<String>,
+    /// `jwt.roles.VALUE`: the role of who has this value in the claim.
+    pub roles: BTreeMap<String, String>,
+}
+
+/// Where the issuer's keys are.
+#[derive(Debug, Clone)]
+pub enum JwksSource {
+    File(PathBuf),
+    Url(http::Uri),
+}
+
+impl Jwt {
+    /// Where the keys are, or why that cannot be used.
+    pub fn jwks(&self) -> Result<Option<JwksSource>, String> {
+        let uri = match (&self.jwks_file, &self.jwks_url) {
+            (None, None) => return Ok(None),
+            (Some(_), Some(_)) => return Err("jwt.jwks_url: is given beside jwt.jwks_file; give one of them".into()),
+            (Some(path), None) => return Ok(Some(JwksSource::File(path.clone()))),
+            (None, Some(url)) => url.parse::<http::Uri>().map_err(|_| "jwt.jwks_url: is no URL".to_string())?,
+        };
+        if !self.allow_jwks_url {
+            return Err(
+                "jwt.jwks_url: the server would fetch it; set jwt.allow_jwks_url = true, or use jwt.jwks_file".into()
+            );
+        }
+        let host = uri.host().unwrap_or_default();
+        let is_here =
+            host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        match uri.scheme_str() {
+            Some("https") if !host.is_empty() => Ok(Some(JwksSource::Url(uri))),
+            Some("http") if is_here => Ok(Some(JwksSource::Url(uri))),
+            _ => {
+                Err("jwt.jwks_url: must begin with https://; without TLS anybody on the way could give out identities"
+                    .into())
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -195,7 +263,10 @@ impl Default for Config {
                 allow_anonymous: false,
                 users_file: None,
                 signing_key: None,
+                signing_key_file: None,
                 token_ttl: Span(Duration::from_secs(3600)),
+                session_max: Span(Duration::from_secs(24 * 3600)),
+                closed_sessions: 1000,
                 max_logins: 64,
                 login_failures: 10,
                 login_failures_per_address: 60,
@@ -203,7 +274,9 @@ impl Default for Config {
                 anonymous_role: Role::Admin.word().into(),
                 users: BTreeMap::new(),
                 roles: BTreeMap::new(),
+                clock: Clock::default(),
             },
+            jwt: Jwt::default(),
             limits: Limits {
                 queries: 16,
                 queries_per_user: 12,
@@ -220,6 +293,25 @@ impl Default for Config {
             wire: Wire::default(),
             log: Log { level: "info".into(), format: LogFormat::Text },
             traces: Traces::default(),
+        }
+    }
+}
+
+impl Default for Jwt {
+    fn default() -> Self {
+        Self {
+            issuer: None,
+            audience: None,
+            jwks_file: None,
+            jwks_url: None,
+            allow_jwks_url: false,
+            jwks_pause: Span(Duration::from_secs(30)),
+            jwks_refresh: Span(Duration::from_secs(3600)),
+            leeway: Span(Duration::from_secs(30)),
+            user_claim: "sub".into(),
+            role_claim: "role".into(),
+            default_role: None,
+            roles: BTreeMap::new(),
         }
     }
 }
@@ -334,10 +426,18 @@ const KEYS: &[Key] = &[
     ),
     key!(
         auth.signing_key,
-        "Signs tokens and tickets. With it they survive a restart; without it a random key is made at start.",
+        "Signs tokens and tickets. With it they survive a restart; without it a random key is made at start. From a file it is read again when that changes, and the one before still verifies for auth.token_ttl.",
         secret
     ),
-    key!(auth.token_ttl, "How long a bearer token and a ticket of GetFlightInfo are valid."),
+    key!(
+        auth.token_ttl,
+        "How long a bearer token and a ticket of GetFlightInfo are valid. An answer carries a fresh bearer token once less than half of it is left."
+    ),
+    key!(auth.session_max, "How long a login lasts at most, however often its token is replaced by a fresh one."),
+    key!(
+        auth.closed_sessions,
+        "Closed sessions of each user that are remembered until their tokens have expired; one more closes all of the user's."
+    ),
     key!(auth.max_logins, "Logins that may be under way at once; two passwords are checked at a time."),
     key!(
         auth.login_failures,
@@ -352,6 +452,23 @@ const KEYS: &[Key] = &[
         "Role of users that have none of their own: reader, writer, admin, or one of [auth.roles]."
     ),
     key!(auth.anonymous_role, "Role of everyone where auth.enabled is false."),
+    key!(
+        jwt.issuer,
+        "Who else vouches for identities: the claim iss of JWTs that clients send as bearer tokens (EdDSA, ES256 or RS256). Empty means nobody."
+    ),
+    key!(jwt.audience, "What the claim aud of such a token has to name: this server. Needed with jwt.issuer."),
+    key!(jwt.jwks_file, "The issuer's public keys, a JWKS file; read again when it changes."),
+    key!(jwt.jwks_url, "The same from a URL (https; http on this machine only), fetched when the first token comes."),
+    key!(jwt.allow_jwks_url, "Allows the server to fetch jwt.jwks_url."),
+    key!(jwt.jwks_pause, "At least so long between two fetches when tokens name keys that are not known."),
+    key!(jwt.jwks_refresh, "Fetched keys are fetched again when they are this old, so that withdrawn ones go."),
+    key!(jwt.leeway, "How far the issuer's clock may be off: for exp and nbf; at most 60s."),
+    key!(jwt.user_claim, "The claim that is the user's name."),
+    key!(
+        jwt.role_claim,
+        "The claim, a text or a list of texts, whose values [jwt.roles] maps to roles of this server. Dots lead into objects: realm_access.roles."
+    ),
+    key!(jwt.default_role, "The role of who has no value that [jwt.roles] maps. Empty means that they are refused."),
     key!(limits.queries, "Statements that run at once, each on an engine thread with its own connection."),
     key!(
         limits.queries_per_user,
@@ -450,7 +567,11 @@ impl Config {
              # result_rows = 1000000 # of one statement; more ends it with RESOURCE_EXHAUSTED\n\
              # result_bytes = \"1GiB\"\n\
              # queries = 4 # statements of one user at once\n\
-             # operator_memory = \"512MiB\" # of each operator of a statement; what needs more spills\n",
+             # operator_memory = \"512MiB\" # of each operator of a statement; what needs more spills\n\
+             \n\
+             # The role of who has a value in their token's jwt.role_claim; of several, the one that may do most.\n\
+             # [jwt.roles]\n\
+             # database-readers = \"reader\"\n",
         );
         text
     }
@@ -575,6 +696,9 @@ fn set(config: &mut Config, name: &str, value: &Value, given: &[String]) -> Resu
         if given.iter().any(|other| other == key.name) {
             return Err(format!("is given beside {}; give one of them", key.name));
         }
+        if key.name == "auth.signing_key" {
+            config.auth.signing_key_file = Some(PathBuf::read(value)?);
+        }
         return (key.set)(config, &Value::from(read_secret(value)?));
     }
     if let Some((user, field)) = name.strip_prefix("auth.users.").and_then(|rest| rest.rsplit_once('.')) {
@@ -582,6 +706,10 @@ fn set(config: &mut Config, name: &str, value: &Value, given: &[String]) -> Resu
     }
     if let Some((role, field)) = name.strip_prefix("auth.roles.").and_then(|rest| rest.rsplit_once('.')) {
         return set_role(config.auth.roles.entry(role.to_string()).or_default(), field, value);
+    }
+    if let Some(claimed) = name.strip_prefix("jwt.roles.") {
+        config.jwt.roles.insert(claimed.to_string(), String::read(value)?);
+        return Ok(());
     }
     let nearest = KEYS
         .iter()
@@ -649,10 +777,10 @@ fn set_role(role: &mut RoleSettings, field: &str, value: &Value) -> Result<(), S
 fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec<String>) {
     let source = |key: &str| sources.get(key).map_or("default", String::as_str).to_string();
     let auth = &config.auth;
-    if auth.enabled && auth.users.is_empty() && auth.users_file.is_none() {
+    if auth.enabled && auth.users.is_empty() && auth.users_file.is_none() && config.jwt.issuer.is_none() {
         mistakes.push(format!(
             "auth.enabled: is true but there is no user, so nobody could log in; add auth.users.NAME.password_hash \
-             (made by `mallard user hash`) or auth.users_file (from {})",
+             (made by `mallard user hash`), auth.users_file or jwt.issuer (from {})",
             source("auth.enabled")
         ));
     }
@@ -664,7 +792,9 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
     }
     let given = auth.users.iter().filter_map(|(user, of)| Some((format!("auth.users.{user}.role"), of.role.as_ref()?)));
     let defaults = [("auth.default_role", &auth.default_role), ("auth.anonymous_role", &auth.anonymous_role)];
-    for (key, role) in given.chain(defaults.map(|(key, role)| (key.to_string(), role))) {
+    let given = given.chain(defaults.map(|(key, role)| (key.to_string(), role)));
+    let given = given.chain(config.jwt.roles.iter().map(|(value, role)| (format!("jwt.roles.{value}"), role)));
+    for (key, role) in given.chain(config.jwt.default_role.iter().map(|role| ("jwt.default_role".to_string(), role))) {
         if !roles.exists(role) {
             let known = roles.names().join(", ");
             mistakes.push(format!("{key}: there is no role \"{role}\"; there are {known} (from {})", source(&key)));
@@ -684,6 +814,7 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
         ("limits.queries", config.limits.queries),
         ("limits.endpoints", config.limits.endpoints),
         ("auth.max_logins", config.auth.max_logins),
+        ("auth.closed_sessions", config.auth.closed_sessions),
     ] {
         if value == 0 {
             mistakes.push(format!("{key}: must be at least 1 (from {})", source(key)));
@@ -708,10 +839,61 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
     if auth.token_ttl.0.is_zero() {
         mistakes.push(format!("auth.token_ttl: must be longer than 0s (from {})", source("auth.token_ttl")));
     }
-    if auth.signing_key.as_ref().is_some_and(|key| key.reveal().len() < 16) {
-        mistakes
-            .push(format!("auth.signing_key: must be at least 16 bytes long (from {})", source("auth.signing_key")));
+    if auth.session_max.0 < auth.token_ttl.0 {
+        let source = source("auth.session_max");
+        mistakes.push(format!("auth.session_max: must not be shorter than auth.token_ttl (from {source})"));
     }
+    if let Some(Err(why)) = auth.signing_key.as_ref().map(check_signing_key) {
+        mistakes.push(format!("auth.signing_key: {why} (from {})", source("auth.signing_key")));
+    }
+    check_jwt(config, &source, mistakes);
+}
+
+fn check_jwt(config: &Config, source: &dyn Fn(&str) -> String, mistakes: &mut Vec<String>) {
+    let jwt = &config.jwt;
+    let mut mistake = |key: &str, why: &str| mistakes.push(format!("{key}: {why} (from {})", source(key)));
+    let jwks = jwt.jwks();
+    if jwt.issuer.is_none() {
+        for (key, given) in [
+            ("jwt.audience", jwt.audience.is_some()),
+            ("jwt.jwks_file", jwt.jwks_file.is_some()),
+            ("jwt.jwks_url", jwt.jwks_url.is_some()),
+        ] {
+            if given {
+                mistake(key, "is given without jwt.issuer");
+            }
+        }
+        return;
+    }
+    if !config.auth.enabled {
+        mistake("jwt.issuer", "is given, but everyone may call while auth.enabled is false");
+    }
+    if jwt.audience.is_none() {
+        mistake("jwt.issuer", "needs jwt.audience: else tokens for other services would be good here");
+    }
+    match jwks {
+        Ok(Some(_)) => {}
+        Ok(None) => mistake("jwt.issuer", "needs its public keys: jwt.jwks_file or jwt.jwks_url"),
+        Err(why) => mistakes.push(format!("{why} (from {})", source("jwt.jwks_url"))),
+    }
+    let mut mistake = |key: &str, why: &str| mistakes.push(format!("{key}: {why} (from {})", source(key)));
+    if jwt.leeway.0 > Duration::from_secs(60) {
+        mistake("jwt.leeway", "must be at most 60s");
+    }
+    if jwt.roles.is_empty() && jwt.default_role.is_none() {
+        mistake("jwt.issuer", "gives nobody a role; add [jwt.roles] or jwt.default_role");
+    }
+}
+
+fn check_signing_key(key: &Secret) -> Result<(), String> {
+    if key.reveal().len() < 16 { Err("must be at least 16 bytes long".into()) } else { Ok(()) }
+}
+
+/// The signing key in a file, as [`load`] reads it.
+pub fn read_signing_key(path: &Path) -> Result<Secret, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let key = Secret::new(text.trim_end_matches(['\r', '\n']));
+    check_signing_key(&key).map(|()| key)
 }
 
 /// What is wrong in a TOML text and in which line, without the line itself: it may hold a secret.

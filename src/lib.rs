@@ -8,6 +8,7 @@
 //! | 0 | [`error`] | errors by cause, and the one table from cause to gRPC code |
 //! | 0 | [`location`] | `grpc://`, `grpc+tcp://`, `grpc+unix://` |
 //! | 0 | [`access`] | roles, grants on tables, and what one caller may do |
+//! | 0 | [`clock`] | the wall clock, for what expires |
 //! | 0 | [`config`] | keys, defaults, sources, validation |
 //! | 1 | [`stream`] | a schema and fallible record batches: the seam between all parts |
 //! | 1 | [`telemetry`] | metrics, traces, logs |
@@ -27,6 +28,8 @@ pub mod error;
 pub mod location;
 
 pub mod access;
+
+pub mod clock;
 
 pub mod config;
 

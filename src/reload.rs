@@ -63,6 +63,9 @@ impl Reloads {
     /// From now on `reload` is called when one of `files` has changed, on a thread that may block. `what` is the metric's
     /// label: `certificate`, `users` or `keys`.
     pub fn watch(&self, what: &'static str, files: Files, reload: impl FnMut() -> Result<()> + Send + 'static) {
+        if files.paths.is_empty() {
+            return;
+        }
         let seen = files.stamps.clone();
         // The thread lives as long as there is a sender.
         let _ = self.0.send(Order::Watch(Watched { what, files, seen, reload: Box::new(reload) }));

@@ -5,11 +5,13 @@
 use std::{
     convert::Infallible,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use base64::Engine as _;
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Request, Response, header::AUTHORIZATION};
+use http_body_util::BodyExt;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
@@ -18,6 +20,10 @@ use crate::{error::Error, telemetry::Call};
 
 const HEALTH: &str = "/grpc.health.v1.Health/";
 const HANDSHAKE_TOKEN: &str = "auth-token-bin";
+/// What of a refused call's request is taken, and for how long: all of a question, and nothing of an upload.
+const DRAIN_SIZE: usize = 64 * 1024;
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+
 const HANDSHAKE: &str = "/arrow.flight.protocol.FlightService/Handshake";
 
 #[derive(Clone)]
@@ -69,7 +75,10 @@ where
             };
             let (identity, issued) = match outcome {
                 Ok(known) => known,
-                Err(error) => return Ok(error.into_status().into_http()),
+                Err(error) => {
+                    drain(request.into_body());
+                    return Ok(error.into_status().into_http());
+                }
             };
             if let Some(call) = call {
                 call.set_user(&identity.user);
@@ -82,6 +91,21 @@ where
             Ok(response)
         })
     }
+}
+
+/// Takes what is still to come of a refused call's request. Dropped, its stream would be reset, and frames that are on
+/// their way for streams that HTTP/2 has forgotten end the whole connection once there are some hundred.
+fn drain(mut body: Body) {
+    tokio::spawn(tokio::time::timeout(DRAIN_PATIENCE, async move {
+        let mut left = DRAIN_SIZE;
+        while let Some(Ok(frame)) = body.frame().await {
+            let size = frame.data_ref().map_or(0, |data| data.len());
+            match left.checked_sub(size) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    }));
 }
 
 /// The `authorization` header, or the token that clients of the payload form of Handshake send with each call.

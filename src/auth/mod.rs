@@ -1,10 +1,14 @@
 //! Who calls: users, password hashes, tokens, and the layer that turns a header into an [`Identity`].
 
+mod closed;
 mod failures;
+mod jwks;
+mod jwt;
 mod layer;
 mod password;
 mod token;
 mod turns;
+mod users;
 
 use std::{
     collections::HashMap,
@@ -18,32 +22,44 @@ use base64::{
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use serde::Deserialize;
 
+use jsonwebtoken::Algorithm;
 pub use layer::AuthLayer;
 pub use password::hash_password;
-pub use token::{Place, TicketClaims};
+pub use token::{Place, Session, TicketClaims};
 
 use crate::{
     access::{Rights, Roles},
-    config::{self, Credential, Secret},
+    clock::Clock,
+    config::{Config, Secret},
     error::{Error, Result},
     telemetry::Metrics,
 };
+use closed::Closed;
 use failures::Failures;
+use jwt::{Claimed, Issuer};
 use token::Tokens;
 use turns::Turns;
+use users::Users;
 
 /// Who a call comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     pub user: String,
     pub rights: Arc<Rights>,
+    /// Where a login of ours began one.
+    pub session: Option<Session>,
 }
 
 impl From<Arc<Rights>> for Identity {
     fn from(rights: Arc<Rights>) -> Self {
-        Self { user: rights.user.clone(), rights }
+        Self { user: rights.user.clone(), rights, session: None }
+    }
+}
+
+impl Identity {
+    fn within(rights: Arc<Rights>, session: Session) -> Self {
+        Self { session: Some(session), ..rights.into() }
     }
 }
 
@@ -56,17 +72,24 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// Users whose last use is remembered.
+const USERS_SEEN: usize = 10_000;
+
 /// Checks credentials and makes tokens. Cheap to clone.
 #[derive(Clone)]
 pub struct Authenticator(Arc<Inner>);
 
 struct Inner {
     enabled: bool,
-    users: HashMap<String, Known>,
+    users: Users,
+    roles: Roles,
     anonymous: Arc<Rights>,
     /// Verified where the user is unknown, so that both take the same work.
     decoy: Secret,
     tokens: Tokens,
+    closed: Closed,
+    issuer: Option<Issuer>,
+    clock: Clock,
     turns: Turns,
     failures: Failures,
     max_logins: usize,
@@ -76,92 +99,44 @@ struct Inner {
     metrics: Metrics,
 }
 
-/// One user: what their password is checked against, if they have one, and what they may do.
-struct Known {
-    hash: Option<Secret>,
-    rights: Arc<Rights>,
-}
-
-/// One entry of the users file.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Listed {
-    Hash(String),
-    User(ListedUser),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ListedUser {
-    password_hash: Option<String>,
-    role: Option<String>,
-    #[serde(default)]
-    read: Vec<String>,
-    #[serde(default)]
-    write: Vec<String>,
-}
-
-impl From<Listed> for ListedUser {
-    fn from(listed: Listed) -> Self {
-        match listed {
-            Listed::User(user) => user,
-            Listed::Hash(hash) => Self { password_hash: Some(hash), role: None, read: Vec::new(), write: Vec::new() },
-        }
-    }
-}
-
 impl Authenticator {
-    /// Reads the users of the configuration. Blocks while plain passwords are hashed.
-    pub fn new(config: &config::Auth, metrics: Metrics) -> Result<Self> {
-        let roles = Roles::new(config);
-        let mut users = HashMap::new();
-        for (name, user) in &config.users {
-            let hash = match &user.credential {
-                Some(Credential::Password(password)) => Some(Secret::new(hash_password(password.reveal())?)),
-                Some(Credential::Hash(hash)) => Some(hash.clone()),
-                None => None,
-            };
-            let rights = roles.rights(name, user.role.as_deref(), &user.read, &user.write)?;
-            users.insert(name.clone(), Known { hash, rights });
-        }
-        if let Some(path) = &config.users_file {
-            let shown = path.display();
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| Error::Io(format!("auth.users_file {shown}: {error}")))?;
-            let wrong = |why: String| Error::invalid(format!("auth.users_file {shown}: {why}"));
-            let listed: HashMap<String, Listed> =
-                toml::from_str(&text).map_err(|error| wrong(config::toml_mistake(&text, &error)))?;
-            for (name, user) in listed {
-                let user = ListedUser::from(user);
-                let rights = roles
-                    .rights(&name, user.role.as_deref(), &user.read, &user.write)
-                    .map_err(|error| wrong(error.to_string()))?;
-                users.insert(name, Known { hash: user.password_hash.map(Secret::new), rights });
-            }
-        }
-        for (name, user) in &users {
-            if let Some(hash) = &user.hash {
-                password::check_format(hash.reveal()).map_err(|why| Error::invalid(format!("user {name}: {why}")))?;
-            }
-        }
-        let anonymous = roles.rights(ANONYMOUS, Some(&config.anonymous_role), &[], &[])?;
+    /// Reads the users and the keys of the configuration. Blocks while plain passwords are hashed.
+    pub fn new(config: &Config, metrics: Metrics) -> Result<Self> {
+        let (auth, clock) = (&config.auth, config.auth.clock.clone());
+        let roles = Roles::new(auth);
         Ok(Self(Arc::new(Inner {
-            enabled: config.enabled,
-            users,
-            anonymous,
+            enabled: auth.enabled,
+            users: Users::new(auth, roles.clone())?,
+            anonymous: roles.rights(ANONYMOUS, Some(&auth.anonymous_role), &[], &[])?,
+            roles,
             decoy: Secret::new(hash_password("a password that nobody has")?),
-            tokens: Tokens::new(config.signing_key.as_ref(), config.token_ttl.0),
-            turns: Turns::new(config.max_logins),
-            failures: Failures::new(config.login_failures, config.login_failures_per_address),
-            max_logins: config.max_logins,
+            tokens: Tokens::new(auth)?,
+            closed: Closed::new(auth.closed_sessions),
+            issuer: Issuer::new(&config.jwt, clock.clone(), metrics.clone())?,
+            clock,
+            turns: Turns::new(auth.max_logins),
+            failures: Failures::new(auth.login_failures, auth.login_failures_per_address),
+            max_logins: auth.max_logins,
             used: Mutex::default(),
-            session: config.token_ttl.0,
+            session: auth.token_ttl.0,
             metrics,
         })))
     }
 
     pub fn enabled(&self) -> bool {
         self.0.enabled
+    }
+
+    /// Reads the users file again. Who is gone, or has another password now, has no valid token any more.
+    pub fn reload_users(&self) -> Result<()> {
+        self.0.users.reload()
+    }
+
+    /// Reads the files of the signing key and of the issuer's keys again.
+    pub fn reload_keys(&self) -> Result<()> {
+        let issuer = self.0.issuer.as_ref().map_or(Ok(()), Issuer::reload);
+        // Neither keeps the other from being read.
+        self.0.tokens.reload().and(issuer)
     }
 
     /// The users whose login was used within a token's life.
@@ -176,18 +151,31 @@ impl Authenticator {
         self.0.turns.waiting()
     }
 
-    /// Who everyone is where authentication is off.
-    fn anonymous(&self) -> Identity {
-        self.0.anonymous.clone().into()
+    /// Closed sessions that are remembered.
+    pub fn sessions_closed(&self) -> usize {
+        self.0.closed.count()
     }
 
     fn is_used(&self, identity: Identity) -> Identity {
         let mut used = self.0.used.lock().unwrap_or_else(PoisonError::into_inner);
         match used.get_mut(&identity.user) {
             Some(at) => *at = Instant::now(),
-            None => drop(used.insert(identity.user.clone(), Instant::now())),
+            None => {
+                // An issuer outside may know any number of users.
+                if used.len() >= USERS_SEEN {
+                    used.retain(|_, at| at.elapsed() < self.0.session);
+                }
+                if used.len() < USERS_SEEN {
+                    used.insert(identity.user.clone(), Instant::now());
+                }
+            }
         }
         identity
+    }
+
+    /// Who everyone is where authentication is off.
+    fn anonymous(&self) -> Identity {
+        self.0.anonymous.clone().into()
     }
 
     /// Checks a password; the identity and a fresh bearer token. `method` says where the password was: `basic` or
@@ -200,12 +188,12 @@ impl Authenticator {
         address: Option<IpAddr>,
     ) -> Result<(Identity, String)> {
         if !self.0.enabled {
-            let identity = self.anonymous();
-            let token = self.0.tokens.bearer(&identity)?;
-            return Ok((identity, token));
+            let (token, _) = self.0.tokens.bearer(ANONYMOUS, &Secret::new(""))?;
+            return Ok((self.anonymous(), token));
         }
-        let known = self.0.users.get(user).and_then(|known| Some((known.hash.clone()?, known.rights.clone())));
-        let hash = known.as_ref().map_or(&self.0.decoy, |(hash, _)| hash).clone();
+        let known = self.0.users.get(user);
+        let hash = known.as_ref().and_then(|known| known.hash.as_ref());
+        let (hash, has_one) = (hash.unwrap_or(&self.0.decoy).clone(), hash.is_some());
         let origin = self.0.failures.origin(user, address);
         let limited = |error: Error| {
             self.0.metrics.login(method, "limited");
@@ -226,7 +214,7 @@ impl Authenticator {
             password::verify(&hash, &password)
         });
         let matches = matches.await.map_err(Error::internal)?;
-        let Some((_, rights)) = known.filter(|_| matches) else {
+        let Some(known) = known.filter(|_| matches && has_one) else {
             self.0.failures.failed(&origin);
             self.0.metrics.login(method, "refused");
             tracing::warn!(user, method, "login refused");
@@ -234,12 +222,13 @@ impl Authenticator {
         };
         self.0.failures.succeeded(&origin);
         self.0.metrics.login(method, "ok");
-        let identity = self.is_used(rights.into());
-        let token = self.0.tokens.bearer(&identity)?;
+        let (token, session) = self.0.tokens.bearer(user, &known.proof)?;
+        let identity = self.is_used(Identity::within(known.rights.clone(), session));
         Ok((identity, token))
     }
 
-    /// The identity behind an `authorization` header, and a token where the header asked for one (Basic).
+    /// The identity behind an `authorization` header, and a token where the header asked for one (Basic) or where a fresh
+    /// one is due.
     pub async fn authenticate(&self, header: &str, address: Option<IpAddr>) -> Result<(Identity, Option<String>)> {
         let malformed = || Error::Unauthenticated("the authorization header is neither Basic nor Bearer".into());
         let (scheme, value) = header.trim().split_once(' ').ok_or_else(malformed)?;
@@ -247,11 +236,7 @@ impl Authenticator {
             if !self.0.enabled {
                 return Ok((self.anonymous(), None));
             }
-            let user = self.0.tokens.user(value.trim())?;
-            // What the token's user may do is looked up each time: a token carries no rights.
-            let gone = || Error::Unauthenticated("the bearer token's user is not known here any more".into());
-            let rights = self.0.users.get(&user).ok_or_else(gone)?.rights.clone();
-            return Ok((self.is_used(rights.into()), None));
+            return self.bearer(value.trim()).await;
         }
         if !scheme.eq_ignore_ascii_case("basic") {
             return Err(malformed());
@@ -262,6 +247,48 @@ impl Authenticator {
         let (user, password) = decoded.split_once(':').ok_or_else(wrong)?;
         let (identity, token) = self.login("basic", user, Secret::new(password), address).await?;
         Ok((identity, Some(token)))
+    }
+
+    /// The identity behind a bearer token, ours or the issuer's: the algorithm says whose it must be, and has to be that
+    /// of the key. A fresh one of ours where it is due.
+    async fn bearer(&self, token: &str) -> Result<(Identity, Option<String>)> {
+        let algorithm = jsonwebtoken::decode_header(token).map(|header| header.alg);
+        if let (Some(issuer), Ok(algorithm)) = (&self.0.issuer, algorithm)
+            && matches!(algorithm, Algorithm::EdDSA | Algorithm::ES256 | Algorithm::RS256)
+        {
+            let claimed = issuer.check(token, algorithm).await?;
+            return Ok((self.is_used(self.claimed(&claimed)?.into()), None));
+        }
+        let bearer = self.0.tokens.read_bearer(token)?;
+        if self.0.closed.contains(&bearer.user, &bearer.session) {
+            return Err(Error::Unauthenticated("the session was closed; log in again".into()));
+        }
+        // Who the user is, and what they may do, is looked up each time: a token carries neither.
+        let changed = || Error::Unauthenticated("the user of the bearer token has changed since; log in again".into());
+        let known = self.0.users.get(&bearer.user).filter(|known| bearer.fits(&known.proof)).ok_or_else(changed)?;
+        let fresh = self.0.tokens.renewed(&bearer, &known.proof)?;
+        Ok((self.is_used(Identity::within(known.rights.clone(), bearer.session)), fresh))
+    }
+
+    /// Of the roles that a token's claims lead to, the one that may do most.
+    fn claimed(&self, claimed: &Claimed) -> Result<Arc<Rights>> {
+        let Claimed { user, roles } = claimed;
+        let mut rights = Vec::new();
+        for role in roles {
+            rights.push(self.0.roles.rights(user, Some(role), &[], &[])?);
+        }
+        // The first of several that may do as much.
+        let most = rights.into_iter().rev().max_by_key(|rights| rights.role);
+        most.ok_or_else(|| Error::Denied { rule: "role", what: format!("user \"{user}\" has no role here") })
+    }
+
+    /// Ends the caller's session: none of its tokens is good any more. Whether it could be closed: where there was no
+    /// login of ours, there is none.
+    pub fn close_session(&self, identity: &Identity) -> bool {
+        if let Some(session) = &identity.session {
+            self.0.closed.close(&identity.user, session, self.0.clock.now());
+        }
+        identity.session.is_some()
     }
 
     /// Tickets that GetFlightInfo hands out for one result: bound to the user and the statement, and where they are

@@ -39,8 +39,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     match loaded {
         Ok(loaded) if show => print!("{}", loaded.show()),
         Ok(loaded) => {
-            let users =
-                Authenticator::new(&loaded.config.auth, Metrics::unregistered()).map_err(|error| error.to_string());
+            let users = Authenticator::new(&loaded.config, Metrics::unregistered()).map_err(|error| error.to_string());
             let mistakes: Vec<String> =
                 [users.err(), logs::filter(&loaded.config.log).err()].into_iter().flatten().collect();
             if !mistakes.is_empty() {

@@ -1,10 +1,15 @@
 //! Opening a connection, over TCP or a Unix socket, and logging in.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use arrow_flight::{HandshakeRequest, flight_service_client::FlightServiceClient};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use futures::stream;
+use http::{HeaderMap, header::AUTHORIZATION};
 use hyper_util::rt::TokioIo;
 use tonic::{
     Request,
@@ -38,14 +43,30 @@ impl fmt::Debug for Login {
 /// The headers that go with every call.
 #[derive(Clone, Default)]
 pub(super) struct Headers {
-    pub(super) authorization: Option<MetadataValue<Ascii>>,
+    /// The bearer token, shared by all clones: a server replaces it by a fresh one while it is used.
+    authorization: Option<Arc<RwLock<MetadataValue<Ascii>>>>,
     pub(super) compression: Option<Compression>,
 }
 
 impl Headers {
+    pub(super) fn log_in(&mut self, token: MetadataValue<Ascii>) {
+        self.authorization = Some(Arc::new(RwLock::new(token)));
+    }
+
+    /// Takes the fresh token that an answer may carry.
+    pub(super) fn follow(&self, answered: &HeaderMap) {
+        let Some(authorization) = &self.authorization else { return };
+        let fresh = answered.get(AUTHORIZATION).and_then(|value| MetadataValue::try_from(value.as_bytes()).ok());
+        if let Some(mut token) = fresh {
+            token.set_sensitive(true);
+            *authorization.write().unwrap_or_else(PoisonError::into_inner) = token;
+        }
+    }
+
     pub(super) fn apply<T>(&self, mut request: Request<T>) -> Request<T> {
         if let Some(authorization) = &self.authorization {
-            request.metadata_mut().insert("authorization", authorization.clone());
+            let token = authorization.read().unwrap_or_else(PoisonError::into_inner).clone();
+            request.metadata_mut().insert("authorization", token);
         }
         if let Some(compression) = self.compression {
             request.metadata_mut().insert(COMPRESSION_HEADER, MetadataValue::from_static(compression.word()));

@@ -62,8 +62,8 @@ impl Client {
         let mut client = Self::open(location, Headers::default()).await?;
         if let Some(login) = login {
             let (span, request) = client.request("Handshake", futures::stream::empty::<HandshakeRequest>());
-            client.headers.authorization =
-                Some(span.of(login.exchange(&mut client.flight, &client.peer, request)).await?);
+            let token = span.of(login.exchange(&mut client.flight, &client.peer, request)).await?;
+            client.headers.log_in(token);
         }
         Ok(client)
     }
@@ -119,6 +119,12 @@ impl Client {
         wire::decode(messages, self.broken()).await
     }
 
+    /// An answer, whose fresh token goes with the calls to come.
+    fn followed<T>(&self, answer: tonic::Response<T>) -> tonic::Response<T> {
+        self.headers.follow(answer.metadata().as_ref());
+        answer
+    }
+
     /// Calls an RPC whose HTTP/2 bodies are ours, on both ways.
     async fn call(&self, method: &str, request: Request<Body>) -> Result<Response<Body>> {
         let (metadata, _, body) = request.into_parts();
@@ -132,7 +138,9 @@ impl Client {
         request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
         let mut channel = self.channel.clone();
         let called = async { channel.ready().await?.call(request).await };
-        called.await.map_err(|error| self.broken()(&Status::from_error(error.into())))
+        let answer = called.await.map_err(|error| self.broken()(&Status::from_error(error.into())))?;
+        self.headers.follow(answer.headers());
+        Ok(answer)
     }
 
     /// The rows of a table, named by its parts.
@@ -154,14 +162,14 @@ impl Client {
         }
         let mut flight = self.flight.clone();
         let answer = async { flight.get_flight_info(request).await.map_err(|status| self.broken()(&status)) };
-        Ok(span.of(answer).await?.into_inner())
+        Ok(self.followed(span.of(answer).await?).into_inner())
     }
 
     pub async fn list(&self, glob: &str) -> Result<Vec<FlightInfo>> {
         let criteria = Criteria { expression: Bytes::from(glob.to_string()) };
         let (span, request) = self.request("ListFlights", criteria);
         let mut flight = self.flight.clone();
-        let listed = async { flight.list_flights(request).await?.into_inner().try_collect().await };
+        let listed = async { self.followed(flight.list_flights(request).await?).into_inner().try_collect().await };
         span.of(listed.map_err(|status| self.broken()(&status))).await
     }
 
@@ -212,7 +220,8 @@ impl Client {
         let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
         let (span, request) = self.request("DoAction", Action::new(name, body));
         let answer = self.flight.clone().do_action(request).await.map_err(|status| self.broken()(&status));
-        let results: Streaming<_> = answer.inspect_err(|error| span.end::<()>(&Err(error.clone())))?.into_inner();
+        let results: Streaming<_> =
+            self.followed(answer.inspect_err(|error| span.end::<()>(&Err(error.clone())))?).into_inner();
         let broken = self.broken();
         let span = Arc::new(span);
         let failed = span.clone();
@@ -227,7 +236,7 @@ impl Client {
     pub async fn list_actions(&self) -> Result<Vec<ActionType>> {
         let (span, request) = self.request("ListActions", Empty {});
         let mut flight = self.flight.clone();
-        let listed = async { flight.list_actions(request).await?.into_inner().try_collect().await };
+        let listed = async { self.followed(flight.list_actions(request).await?).into_inner().try_collect().await };
         span.of(listed.map_err(|status| self.broken()(&status))).await
     }
 

@@ -8,7 +8,11 @@ use futures::{StreamExt, stream, stream::BoxStream};
 use prost::Message;
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{info::timestamp, service::Flight};
+use super::{
+    info::timestamp,
+    service::Flight,
+    session::{CloseSessionRequest, CloseSessionResult, CloseSessionStatus},
+};
 use crate::{
     access::{Rights, Role},
     auth::Identity,
@@ -27,7 +31,7 @@ struct Described {
 }
 
 /// Every action. What an action touches may need more than the role: a grant on the table of a transfer.
-const ACTIONS: [Described; 6] = [
+const ACTIONS: [Described; 7] = [
     Described {
         name: "add_exchange",
         role: Role::Writer,
@@ -54,6 +58,11 @@ const ACTIONS: [Described; 6] = [
         name: "CancelFlightInfo",
         role: Role::Reader,
         text: "ends the stream that a ticket of GetFlightInfo started; body: CancelFlightInfoRequest",
+    },
+    Described {
+        name: "CloseSession",
+        role: Role::Reader,
+        text: "ends the caller's login: its bearer tokens are not good any more; body: CloseSessionRequest",
     },
     Described {
         name: "RenewFlightEndpoint",
@@ -123,6 +132,14 @@ impl Flight {
                     }
                 }
                 Ok(one(CancelFlightInfoResult::new(status).encode_to_vec()))
+            }
+            "CloseSession" => {
+                let CloseSessionRequest {} = protobuf(name, body)?;
+                let status = match self.authenticator.close_session(identity) {
+                    true => CloseSessionStatus::Closed,
+                    false => CloseSessionStatus::NotCloseable,
+                };
+                Ok(one(CloseSessionResult { status: status.into() }.encode_to_vec()))
             }
             "RenewFlightEndpoint" => {
                 let request: RenewFlightEndpointRequest = protobuf(name, body)?;

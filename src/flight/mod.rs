@@ -14,6 +14,7 @@ mod put;
 mod router;
 mod running;
 mod service;
+mod session;
 mod shared;
 
 pub use router::Router;

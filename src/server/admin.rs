@@ -199,6 +199,7 @@ async fn metrics_text(With(shared): With<Arc<Shared>>) -> Response {
         shared.metrics.stored(&engine.storage(PROBE_TIMEOUT).await);
     }
     shared.metrics.logins_waiting.set(i64::try_from(shared.authenticator.logins_waiting()).unwrap_or(i64::MAX));
+    shared.metrics.sessions_closed.set(i64::try_from(shared.authenticator.sessions_closed()).unwrap_or(i64::MAX));
     shared.metrics.sessions.set(i64::try_from(shared.authenticator.sessions()).unwrap_or(i64::MAX));
     match shared.metrics.text() {
         Ok(text) => ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),

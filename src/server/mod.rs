@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result},
     flight::{Flight, Router},
     location::Location,
-    reload::Reloads,
+    reload::{Files, Reloads},
     telemetry::{Calls, Metrics},
     wire,
 };
@@ -63,9 +63,15 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self> {
         let metrics = Metrics::new(Engine::duckdb_version());
         let reloads = Reloads::start(metrics.clone())?;
-        let (auth, auth_metrics) = (config.auth.clone(), metrics.clone());
+        let users_files = Files::now(config.auth.users_file.clone());
+        let key_files = [&config.auth.signing_key_file, &config.jwt.jwks_file].into_iter().flatten().cloned();
+        let key_files = Files::now(key_files);
+        let (auth, auth_metrics) = (config.clone(), metrics.clone());
         let authenticator = tokio::task::spawn_blocking(move || Authenticator::new(&auth, auth_metrics));
         let authenticator = authenticator.await.map_err(Error::internal)??;
+        let (users, keys) = (authenticator.clone(), authenticator.clone());
+        reloads.watch("users", users_files, move || users.reload_users());
+        reloads.watch("keys", key_files, move || keys.reload_keys());
         let (listener, location) = Listener::bind(&config.server.location).await?;
         let mut listeners = vec![listener];
         if let Some(path) = &config.server.unix_socket {

@@ -74,6 +74,8 @@ pub struct Inner {
     pub stream_buffer: IntGauge,
     pub ingests_waiting: IntGauge,
     logins: IntCounterVec,
+    jwks_fetches: IntCounterVec,
+    pub sessions_closed: IntGauge,
     denials: IntCounterVec,
     pub logins_waiting: IntGauge,
     pub sessions: IntGauge,
@@ -196,6 +198,17 @@ impl Metrics {
                 "Attempts to log in; limited ones were refused before anybody looked at the password.",
                 &["method", "outcome"],
             ),
+            jwks_fetches: counters(
+                r,
+                "mallard_jwks_fetches_total",
+                "Fetches of the keys of whoever issues JWTs (jwt.jwks_url).",
+                &["outcome"],
+            ),
+            sessions_closed: gauge(
+                r,
+                "mallard_sessions_closed",
+                "Closed sessions that are remembered until their tokens have expired (auth.closed_sessions of each user).",
+            ),
             logins_waiting: gauge(r, "mallard_logins_waiting", "Logins that wait for their password to be checked."),
             denials: counters(
                 r,
@@ -304,6 +317,9 @@ impl Inner {
             self.rows.with_label_values(&[direction]);
             self.bytes.with_label_values(&[direction]);
         }
+        for outcome in ["ok", "error"] {
+            self.jwks_fetches.with_label_values(&[outcome]);
+        }
         for method in ["basic", "handshake"] {
             for outcome in ["ok", "refused", "limited"] {
                 self.logins.with_label_values(&[method, outcome]);
@@ -368,6 +384,10 @@ impl Inner {
     /// `what` is `certificate`, `users` or `keys`.
     pub fn reloaded(&self, what: &str, accepted: bool) {
         self.reloads.with_label_values(&[what, if accepted { "ok" } else { "refused" }]).inc();
+    }
+
+    pub fn jwks_fetched(&self, ok: bool) {
+        self.jwks_fetches.with_label_values(&[if ok { "ok" } else { "error" }]).inc();
     }
 
     /// An exchange under way, counted when it ends.

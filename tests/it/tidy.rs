@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// From low to high.
 const LAYERS: [&[&str]; 8] = [
-    &["error", "config", "location", "access"],
+    &["error", "clock", "config", "location", "access"],
     &["stream", "telemetry"],
     &["engine", "wire", "reload", "auth"],
     &["exchange", "session", "client"],

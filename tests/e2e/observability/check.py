@@ -47,6 +47,8 @@ mallard_connections_total counter
 mallard_streams_open gauge
 mallard_logins_total counter method outcome
 mallard_logins_waiting gauge
+mallard_sessions_closed gauge
+mallard_jwks_fetches_total counter outcome
 mallard_denials_total counter reason
 mallard_sessions gauge
 mallard_queries_total counter statement outcome
@@ -113,6 +115,8 @@ MAY_BE_ZERO = {
     ("Transfers", "B"),
     ("Memory by use", "A"),
     ("Sessions", "B"),
+    ("Sessions", "C"),
+    ("Denials", "B"),
     ("Memory of the limit", "A"),
     ("Temporary storage by use", "A"),
     ("Write-ahead log", "A"),
