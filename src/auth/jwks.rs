@@ -55,7 +55,7 @@ struct Inner {
 
 enum Source {
     File(PathBuf),
-    Url(Fetching),
+    Url(Box<Fetching>),
 }
 
 struct Fetching {
@@ -75,7 +75,7 @@ impl KeySet {
     pub(super) fn new(config: &config::Jwt, source: &JwksSource, metrics: Metrics) -> Result<Self> {
         let (keys, source) = match source {
             JwksSource::File(path) => (read(path)?, Source::File(path.clone())),
-            JwksSource::Url(uri) => (Vec::new(), Source::Url(Fetching::new(config, uri)?)),
+            JwksSource::Url(uri) => (Vec::new(), Source::Url(Box::new(Fetching::new(config, uri)?))),
         };
         Ok(Self(Arc::new(Inner { keys: RwLock::new(Arc::new(keys)), source, metrics })))
     }

@@ -19,6 +19,7 @@ mod report;
 mod serve;
 mod transfer;
 mod user;
+mod users_file;
 mod workload;
 
 use std::process::ExitCode;

@@ -9,6 +9,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use clap::{Args, Subcommand};
 
+use super::users_file::UsersFile;
 use crate::{
     auth::hash_password,
     error::{Error, Result},
@@ -25,9 +26,43 @@ enum Command {
     /// Make the argon2id hash of a password for auth.users.NAME.password_hash or the users file. Reads the password
     /// from the prompt, or from standard input where that is no terminal.
     Hash,
+    /// Add a user to the users file, with a password from the prompt or standard input. A server that has the file as
+    /// auth.users_file takes the change within seconds.
+    Add(AddArguments),
+    /// Remove a user from the users file. None of their tokens is good any more once the server has read it
+    Remove(RemoveArguments),
+    /// List the users of the users file, their roles, and whether they have a password
+    List(FileArguments),
     /// Print the password in a file, which is made with a random one where it does not exist yet: for installations
     /// that make their own secrets at first start.
     Password(PasswordArguments),
+}
+
+#[derive(Args)]
+struct FileArguments {
+    /// The users file
+    #[arg(long, env = "MALLARD__AUTH__USERS_FILE", value_name = "FILE")]
+    file: PathBuf,
+}
+
+#[derive(Args)]
+struct AddArguments {
+    name: String,
+    /// reader, writer, admin, or a role of the server's configuration; without one, auth.default_role
+    #[arg(long)]
+    role: Option<String>,
+    /// Give a user who is there already this password, and the role if there is one
+    #[arg(long)]
+    replace: bool,
+    #[command(flatten)]
+    file: FileArguments,
+}
+
+#[derive(Args)]
+struct RemoveArguments {
+    name: String,
+    #[command(flatten)]
+    file: FileArguments,
 }
 
 #[derive(Args)]
@@ -46,11 +81,21 @@ struct PasswordArguments {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.command {
         Command::Hash => {
-            let password = read_password()?;
-            if password.is_empty() {
-                return Err(Error::invalid("the password is empty"));
+            println!("{}", hash_password(&new_password()?)?);
+            Ok(())
+        }
+        Command::Add(arguments) => add(arguments),
+        Command::Remove(RemoveArguments { name, file }) => {
+            let mut users = UsersFile::open(&file.file, false)?;
+            users.remove(name)?;
+            users.write()
+        }
+        Command::List(arguments) => {
+            let users = UsersFile::open(&arguments.file, false)?;
+            for (name, role, has_password) in users.list() {
+                let password = if has_password { "password" } else { "no password" };
+                println!("{name}\t{}\t{password}", role.unwrap_or("(default role)"));
             }
-            println!("{}", hash_password(&password)?);
             Ok(())
         }
         Command::Password(arguments) => {
@@ -67,6 +112,25 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
             Ok(())
         }
     }
+}
+
+fn add(arguments: &AddArguments) -> Result<()> {
+    let AddArguments { name, role, replace, file } = arguments;
+    // A Basic header ends the name at the first colon.
+    if name.is_empty() || name.contains(':') || name.chars().any(char::is_control) {
+        return Err(Error::invalid("a user's name is not empty and has no colon and no control characters"));
+    }
+    let mut users = UsersFile::open(&file.file, true)?;
+    if users.has(name) && !replace {
+        return Err(Error::Exists(format!("user \"{name}\" is there already; --replace gives them another password")));
+    }
+    users.put(name, &hash_password(&new_password()?)?, role.as_deref());
+    users.write()
+}
+
+fn new_password() -> Result<String> {
+    let password = read_password()?;
+    if password.is_empty() { Err(Error::invalid("the password is empty")) } else { Ok(password) }
 }
 
 fn read(path: &Path) -> Result<String> {

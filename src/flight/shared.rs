@@ -331,7 +331,7 @@ mod tests {
     #[tokio::test]
     async fn forgotten_result_is_not_started_again() {
         let identity = Identity::from(Rights::all("alice"));
-        let tickets = Authenticator::new(&Config::default().auth, Metrics::unregistered()).unwrap();
+        let tickets = Authenticator::new(&Config::default(), Metrics::unregistered()).unwrap();
         // The claims of a new result's second ticket, which expires a while from now.
         let claims = |later: u64| {
             let (made, _) = tickets.tickets(&identity, "SELECT 1", 2).unwrap();

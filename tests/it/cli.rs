@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output, Stdio};
 
-use crate::support::{PASSWORD, TestServer, USER, count, run, test_config, with_login};
+use crate::support::{PASSWORD, TestServer, USER, count, run, test_config, until, with_login};
 
 fn mallard(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mallard"));
@@ -173,6 +173,69 @@ async fn user_hash_makes_a_hash_that_logs_in() {
     let mut query = mallard(&["query", &server.uri(), "SELECT 1", "--user", "bob"]);
     query.env("MALLARD_PASSWORD", "hunter2");
     assert!(output(query).await.status.success());
+}
+
+/// `mallard user ...` with this on standard input.
+async fn user(arguments: &[&str], password: &str) -> Output {
+    use std::io::Write;
+    let mut command = mallard(&[&["user"], arguments].concat());
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It may have ended without reading.
+    let _ = child.stdin.take().unwrap().write_all(password.as_bytes());
+    tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_file_is_changed_while_a_server_uses_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("users.toml");
+    let file = ["--file", path.to_str().unwrap()];
+    let with_file =
+        |arguments: &[&str]| [arguments, &file].concat().iter().map(|text| text.to_string()).collect::<Vec<_>>();
+    let run = async |arguments: &[&str], password: &str| {
+        let arguments = with_file(arguments);
+        user(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), password).await
+    };
+    assert!(run(&["add", "ann", "--role", "writer"], "one").await.status.success());
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    // As somebody may have written it.
+    let text = std::fs::read_to_string(&path).unwrap();
+    let old = mallard::auth::hash_password("old").unwrap();
+    std::fs::write(&path, format!("# our users\nben = \"{old}\"\n\n{text}read = [\"x.*\"] # grants\n")).unwrap();
+    let mut config = test_config();
+    config.auth.enabled = true;
+    config.auth.users_file = Some(path.clone());
+    let server = TestServer::with(config).await;
+    let may = async |name: &str, password: &str, sql: &str| {
+        let mut query = mallard(&["query", &server.uri(), sql, "--user", name]);
+        query.env("MALLARD_PASSWORD", password);
+        output(query).await.status.success()
+    };
+    assert!(may("ann", "one", "CREATE TABLE t (i INT)").await && may("ben", "old", "SELECT 1").await);
+    let there = run(&["add", "ann"], "two").await;
+    assert!(!there.status.success() && stderr(&there).contains("--replace"), "{}", stderr(&there));
+    assert!(run(&["add", "ann", "--replace"], "two").await.status.success());
+    assert!(run(&["add", "ben", "--replace", "--role", "writer"], "three").await.status.success());
+    assert!(run(&["add", "cay"], "four").await.status.success());
+    until("the server has read them", async || may("cay", "four", "SELECT 1").await).await;
+    assert!(may("ann", "two", "INSERT INTO t VALUES (1)").await && !may("ann", "one", "SELECT 1").await);
+    assert!(
+        may("ben", "three", "INSERT INTO t VALUES (1)").await && !may("cay", "four", "INSERT INTO t VALUES (1)").await
+    );
+    assert!(run(&["remove", "ben"], "").await.status.success());
+    assert!(!run(&["remove", "ben"], "").await.status.success(), "there is none any more");
+    until("he is gone", async || !may("ben", "three", "SELECT 1").await).await;
+    let listed = run(&["list"], "").await;
+    assert_eq!(stdout(&listed), "ann\twriter\tpassword\ncay\t(default role)\tpassword\n");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains("read = [\"x.*\"] # grants"), "{text}");
+    for (name, password) in [("a:b", "x"), ("", "x"), ("dan", "")] {
+        assert!(!run(&["add", name], password).await.status.success(), "{name} {password}");
+    }
+    std::fs::write(&path, "broken = $argon2id").unwrap();
+    let broken = run(&["list"], "").await;
+    assert!(stderr(&broken).contains("line 1") && !stderr(&broken).contains("argon2id"), "{}", stderr(&broken));
 }
 
 #[tokio::test(flavor = "multi_thread")]
