@@ -56,6 +56,10 @@ lint:
     cargo fmt --check
     cargo clippy --release --all-targets -- -D warnings
 
+# Licences, sources and banned crates; needs cargo-deny.
+deny:
+    cargo deny check bans licenses sources
+
 # After a key of the configuration has changed.
 default-config:
     cargo run --release --quiet -- config default > config/mallard.toml

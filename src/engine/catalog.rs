@@ -6,7 +6,7 @@ use arrow_array::{Array, cast::AsArray};
 use arrow_schema::{Schema, SchemaRef};
 use duckdb::{Parameters, connection::Connection, qualified_name::QualifiedName, statement::Statement};
 
-use super::{Engine, Shared, arrow::Importer, guard, query::status_schema, statement};
+use super::{Engine, Shared, arrow::Importer, error::discreet, guard, query::status_schema, statement};
 use crate::{
     access::Rights,
     error::{Error, Result},
@@ -66,7 +66,8 @@ impl Engine {
         statement::check_text(&self.shared, sql)?;
         let (user, rights, sql) = (rights, rights.clone(), sql.to_string());
         self.call(user, move |shared, connection| {
-            schema(shared, connection, guard::admit(shared, connection, &sql, &rights)?)
+            let statement = guard::admit(shared, connection, &sql, &rights)?;
+            schema(shared, connection, statement).map_err(|error| discreet(error, &rights))
         })
         .await
     }

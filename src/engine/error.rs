@@ -2,7 +2,21 @@
 
 use duckdb::error::DuckDBError as Code;
 
-use crate::error::Error;
+use crate::{access::Rights, error::Error};
+
+/// What a caller may read of an error: DuckDB's hints name tables like the one that was asked for, whoever asks.
+pub(super) fn discreet(error: Error, rights: &Rights) -> Error {
+    if rights.read_all() {
+        return error;
+    }
+    let without_hint =
+        |message: String| message.lines().filter(|line| !line.contains("Did you mean")).collect::<Vec<_>>().join("\n");
+    match error {
+        Error::NotFound(message) => Error::NotFound(without_hint(message)),
+        Error::Sql(message) => Error::Sql(without_hint(message)),
+        other => other,
+    }
+}
 
 /// Paths of the server's own that no message may show.
 #[derive(Debug, Clone, Default)]

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     Engine, Shared,
     arrow::Importer,
+    error::discreet,
     guard,
     pool::{Cancel, CancelOnDrop, lock},
     seen::{Seen, Waiting},
@@ -86,7 +87,7 @@ impl Engine {
             };
             let mut connection = None;
             let outcome = run(&shared, &sql, &setup, &cancel, &mut answer, &mut connection);
-            let outcome = outcome.map_err(|error| failure.or(error));
+            let outcome = outcome.map_err(|error| discreet(failure.or(error), &setup.rights));
             let outcome = shared.finish(&cancel, &answer.seen, outcome);
             let Answer { head, whole, rows, .. } = answer;
             if let Err(error) = &outcome {

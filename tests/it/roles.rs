@@ -307,6 +307,15 @@ async fn grants_hold_for_every_form_of_statement() {
         let refused = ann.query(sql).await.err().unwrap_or_else(|| panic!("{sql} was let through"));
         assert_eq!(refused.code(), Code::PermissionDenied, "{sql}: {refused}");
     }
+    // DuckDB's hints name what is like the name that was asked for.
+    for sql in ["FROM sales.salaries", "FROM scratch.secrets", "SELECT * FROM sales.orders WHERE salary > 1"] {
+        let hint = ann.query(sql).await.err().expect("it is not there").to_string();
+        assert!(!hint.contains("hr") && !hint.contains("Did you mean \"main"), "{sql}: {hint}");
+        let info = ann.info(FlightDescriptor::new_cmd(sql)).await.err().expect("it is not there").to_string();
+        assert!(!info.contains("hr") && !info.contains("Did you mean \"main"), "{sql}: {info}");
+    }
+    let hint = admin.query("FROM sales.salaries").await.err().unwrap().to_string();
+    assert!(hint.contains("hr.salaries"), "{hint}");
     assert_eq!(row(&admin, "SELECT count(*) FROM secrets").await, ["1"]);
     assert_eq!(row(&admin, "SELECT count(*) FROM hr.salaries").await, ["10"]);
 }
