@@ -116,6 +116,14 @@ pub struct Allowance {
     pub operator_memory: Option<Size>,
 }
 
+/// The call that rights travel with, as the audit log names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    pub trace_id: String,
+    /// Address and port, where there is one.
+    pub peer: Option<String>,
+}
+
 /// What one caller may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rights {
@@ -127,9 +135,16 @@ pub struct Rights {
     write: Patterns,
     exchangers: Patterns,
     pub allowance: Allowance,
+    /// Where there is an audit log.
+    pub origin: Option<Origin>,
 }
 
 impl Rights {
+    /// The same rights, in this call.
+    pub fn within(&self, origin: Origin) -> Arc<Self> {
+        Arc::new(Self { origin: Some(origin), ..self.clone() })
+    }
+
     /// Everything, for what the server itself does.
     pub fn all(user: &str) -> Arc<Self> {
         Arc::new(Self {
@@ -140,6 +155,7 @@ impl Rights {
             write: Patterns::all(),
             exchangers: Patterns::all(),
             allowance: Allowance::default(),
+            origin: None,
         })
     }
 
@@ -224,6 +240,7 @@ impl Roles {
             write: patterns(&settings.write).and(Patterns::new(write)),
             exchangers: patterns(&settings.exchangers),
             allowance: settings.allowance,
+            origin: None,
         }))
     }
 }

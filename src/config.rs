@@ -39,6 +39,7 @@ pub struct Config {
     pub exchange: Exchange,
     pub auth: Auth,
     pub jwt: Jwt,
+    pub audit: Audit,
     pub limits: Limits,
     pub wire: Wire,
     pub log: Log,
@@ -106,6 +107,12 @@ pub struct Auth {
     pub roles: BTreeMap<String, RoleSettings>,
     /// No key: tests bring their own.
     pub clock: Clock,
+}
+
+/// Who did what.
+#[derive(Debug, Clone, Default)]
+pub struct Audit {
+    pub file: Option<PathBuf>,
 }
 
 /// One user of the configuration.
@@ -277,6 +284,7 @@ impl Default for Config {
                 clock: Clock::default(),
             },
             jwt: Jwt::default(),
+            audit: Audit::default(),
             limits: Limits {
                 queries: 16,
                 queries_per_user: 12,
@@ -469,6 +477,10 @@ const KEYS: &[Key] = &[
         "The claim, a text or a list of texts, whose values [jwt.roles] maps to roles of this server. Dots lead into objects: realm_access.roles."
     ),
     key!(jwt.default_role, "The role of who has no value that [jwt.roles] maps. Empty means that they are refused."),
+    key!(
+        audit.file,
+        "Where the audit log goes: the path of a file that is appended to, - for standard output, empty for none. JSON lines, docs/audit.md describes them."
+    ),
     key!(limits.queries, "Statements that run at once, each on an engine thread with its own connection."),
     key!(
         limits.queries_per_user,

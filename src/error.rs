@@ -37,6 +37,9 @@ pub enum Error {
     Timeout(String),
     #[error("cancelled")]
     Cancelled,
+    /// Someone who may has ended it.
+    #[error("ended by {0}")]
+    Killed(String),
     /// A constraint of the table; the same write fails again.
     #[error("{0}")]
     Constraint(String),
@@ -94,7 +97,7 @@ impl Error {
             Self::Denied { .. } => Code::PermissionDenied,
             Self::Limit { .. } => Code::ResourceExhausted,
             Self::Timeout(_) => Code::DeadlineExceeded,
-            Self::Cancelled => Code::Cancelled,
+            Self::Cancelled | Self::Killed(_) => Code::Cancelled,
             Self::Constraint(_) | Self::Spent(_) => Code::FailedPrecondition,
             Self::Conflict(_) | Self::Unverified(_) | Self::Abandoned(_) => Code::Aborted,
             Self::Draining | Self::Starting | Self::Unreachable(_) => Code::Unavailable,

@@ -73,7 +73,7 @@ where
                 None if request.uri().path() == HANDSHAKE => return inner.call(request).await,
                 None => Err(Error::Unauthenticated("log in first: the call has no authorization header".into())),
             };
-            let (identity, issued) = match outcome {
+            let (mut identity, issued) = match outcome {
                 Ok(known) => known,
                 Err(error) => {
                     drain(request.into_body());
@@ -81,7 +81,7 @@ where
                 }
             };
             if let Some(call) = call {
-                call.set_user(&identity.user);
+                identity.rights = call.set_caller(identity.rights);
             }
             request.extensions_mut().insert(identity);
             let mut response = inner.call(request).await?;

@@ -33,7 +33,7 @@ use crate::{
     clock::Clock,
     config::{Config, Secret},
     error::{Error, Result},
-    telemetry::Metrics,
+    telemetry::{Event, Metrics},
 };
 use closed::Closed;
 use failures::Failures;
@@ -146,6 +146,15 @@ impl Authenticator {
         used.len()
     }
 
+    /// The same, by name, with how long ago each called.
+    pub fn used(&self) -> Vec<(String, Duration)> {
+        self.sessions();
+        let used = self.0.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut used: Vec<_> = used.iter().map(|(user, at)| (user.clone(), at.elapsed())).collect();
+        used.sort();
+        used
+    }
+
     /// Logins that wait for their turn.
     pub fn logins_waiting(&self) -> usize {
         self.0.turns.waiting()
@@ -191,12 +200,20 @@ impl Authenticator {
             let (token, _) = self.0.tokens.bearer(ANONYMOUS, &Secret::new(""))?;
             return Ok((self.anonymous(), token));
         }
+        let tell = |outcome: &'static str| {
+            self.0.metrics.login(method, outcome);
+            if let Some(audit) = self.0.metrics.audit.get() {
+                let peer = address.map(|address| address.to_string());
+                let (user, peer) = (Some(user), peer.as_deref());
+                audit.write(&Event { event: "login", user, peer, method: Some(method), outcome, ..Event::default() });
+            }
+        };
         let known = self.0.users.get(user);
         let hash = known.as_ref().and_then(|known| known.hash.as_ref());
         let (hash, has_one) = (hash.unwrap_or(&self.0.decoy).clone(), hash.is_some());
         let origin = self.0.failures.origin(user, address);
         let limited = |error: Error| {
-            self.0.metrics.login(method, "limited");
+            tell("limited");
             // Many a second, maybe; what led to it was worth a warning each.
             tracing::debug!(method, %error, "login refused");
             error
@@ -216,12 +233,12 @@ impl Authenticator {
         let matches = matches.await.map_err(Error::internal)?;
         let Some(known) = known.filter(|_| matches && has_one) else {
             self.0.failures.failed(&origin);
-            self.0.metrics.login(method, "refused");
+            tell("refused");
             tracing::warn!(user, method, "login refused");
             return Err(Error::Unauthenticated("wrong user or password".into()));
         };
         self.0.failures.succeeded(&origin);
-        self.0.metrics.login(method, "ok");
+        tell("ok");
         let (token, session) = self.0.tokens.bearer(user, &known.proof)?;
         let identity = self.is_used(Identity::within(known.rights.clone(), session));
         Ok((identity, token))

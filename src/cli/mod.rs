@@ -16,6 +16,7 @@ mod progress;
 mod put;
 mod query;
 mod report;
+mod running;
 mod serve;
 mod transfer;
 mod user;
@@ -61,6 +62,12 @@ enum Command {
     Transfer(transfer::Arguments),
     /// List a server's actions, or run one.
     Actions(actions::Arguments),
+    /// List the statements that run on a server: all for admins, your own for others.
+    Queries(running::QueriesArguments),
+    /// End a statement, or all of a user.
+    Kill(running::KillArguments),
+    /// List the users that have called within a token's life.
+    Sessions(running::SessionsArguments),
     /// Ask a server whether it serves (gRPC health); exit code 0 or 3.
     Health(health::Arguments),
     /// Move and verify 24 million rows between two servers, and measure it.
@@ -85,6 +92,9 @@ impl Command {
             Self::Exchange(_) => "mallard exchange",
             Self::Transfer(_) => "mallard transfer",
             Self::Actions(_) => "mallard actions",
+            Self::Queries(_) => "mallard queries",
+            Self::Kill(_) => "mallard kill",
+            Self::Sessions(_) => "mallard sessions",
             Self::Health(_) => "mallard health",
             Self::Demo(_) => "mallard demo",
             Self::Bench(_) => "mallard bench",
@@ -158,6 +168,9 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Exchange(arguments) => exchange::run(arguments).await.map(done),
         Command::Transfer(arguments) => transfer::run(arguments).await.map(done),
         Command::Actions(arguments) => actions::run(arguments).await.map(done),
+        Command::Queries(arguments) => running::queries(arguments).await.map(done),
+        Command::Kill(arguments) => running::kill(arguments).await.map(done),
+        Command::Sessions(arguments) => running::sessions(arguments).await.map(done),
         Command::User(arguments) => user::run(&arguments).map(done),
         Command::Health(arguments) => health::run(&arguments).await,
         Command::Demo(arguments) => demo::run(arguments).await,

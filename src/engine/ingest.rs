@@ -101,11 +101,15 @@ impl Engine {
             return Err(Error::invalid("the stream has no columns; a table needs at least one"));
         }
         rights.require(Role::Writer, "storing rows")?;
-        let seen = self.shared.see(&format!("INGEST {table}"));
+        let seen = self.shared.see(rights, &format!("INGEST {table}"));
         seen.identify_ingest(&table.parts().join("."));
-        let slot = self.pool.slot(rights).await?;
+        let slot = seen
+            .unless_killed(self.pool.slot(rights))
+            .await
+            .inspect_err(|error| seen.end::<()>(&Err(error.clone())))?;
         seen.start();
         let (cancel, guard) = self.pool.begin();
+        seen.runs(&cancel);
         let config = &self.shared.config.ingest;
         let sharing = Sharing::Parallel { workers: config.workers, preserve_order: config.preserve_order };
         let (source, feed) = self.sources.add(schema.clone(), sharing);

@@ -32,7 +32,7 @@ pub use catalog::{TableName, literal, quote};
 pub use files::FileFormat;
 pub use ingest::{Fingerprint, Mode, Staged};
 pub use query::status_schema;
-pub use seen::RunningStatement;
+pub use seen::{Kill, RunningStatement};
 
 use crate::{
     access::Rights,

@@ -301,6 +301,11 @@ impl Cancel {
         if self.0.token.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
+    /// The first reason stands.
+    pub(super) fn end(&self, reason: Error) {
+        self.0.cancel(reason);
+    }
+
     pub(super) fn token(&self) -> CancellationToken {
         self.0.token.clone()
     }

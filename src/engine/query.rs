@@ -64,10 +64,14 @@ impl Engine {
 
     pub(super) async fn query_with(&self, sql: &str, setup: Setup) -> Result<RecordBatchStream> {
         statement::check_text(&self.shared, sql)?;
-        let seen = self.shared.see(sql);
-        let slot = self.pool.slot(&setup.rights).await?;
+        let seen = self.shared.see(&setup.rights, sql);
+        let slot = seen
+            .unless_killed(self.pool.slot(&setup.rights))
+            .await
+            .inspect_err(|error| seen.end::<()>(&Err(error.clone())))?;
         seen.start();
         let (cancel, guard) = self.pool.begin();
+        seen.runs(&cancel);
         let (head, schema) = oneshot::channel();
         let (rows, batches) = mpsc::channel(CHANNEL_BATCHES);
         let ending = Arc::new(Mutex::new(None));
@@ -174,7 +178,8 @@ fn run(
             shared.execute(connection, sql)?;
         }
     }
-    let statement = guard::admit(shared, connection, sql, &setup.rights)?;
+    let statement = guard::admit(shared, connection, sql, &setup.rights)
+        .inspect_err(|_| shared.identify(&answer.seen, connection, statement::class_of_text(connection, sql)))?;
     if let Some(size) = setup.rights.allowance.operator_memory {
         shared.execute(connection, &format!("SET operator_memory_limit = '{}B'", size.0))?;
     }

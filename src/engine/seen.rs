@@ -10,35 +10,58 @@ use std::{
 
 use arrow_array::RecordBatch;
 use duckdb::connection::Connection;
+use serde::{Serialize, Serializer};
+use tokio_util::sync::CancellationToken;
 
-use super::{Engine, Shared, pool::lock, statement};
+use super::{
+    Engine, Shared,
+    pool::{Cancel, lock},
+    statement,
+};
 use crate::{
+    access::{Rights, Role},
     config::StatementText,
-    error::Result,
+    error::{Error, Result},
     stream::batch_bytes,
-    telemetry::{Metrics, StatementSpan},
+    telemetry::{self, Event, Metrics, StatementSpan},
 };
 
 /// Statements from when they are asked for until they have ended.
 #[derive(Default)]
-pub(super) struct Statements(Mutex<Vec<Weak<Seen>>>);
+pub(super) struct Statements {
+    seen: Mutex<Vec<Weak<Seen>>>,
+    /// How many there were.
+    count: AtomicU64,
+}
 
 /// One of them.
 pub(super) struct Seen {
+    id: u64,
+    rights: Arc<Rights>,
     text: String,
     asked: Instant,
     started: OnceLock<Instant>,
     class: OnceLock<&'static str>,
     rows: AtomicU64,
+    /// The tables it names, where there is an audit log.
+    objects: OnceLock<Vec<String>>,
+    cancel: OnceLock<Cancel>,
+    /// Who has ended it, while it waits for a thread, too.
+    killer: OnceLock<String>,
+    killed: CancellationToken,
     span: StatementSpan,
     metrics: Metrics,
 }
 
-/// What the status page shows of a statement: no literal of its text.
-#[derive(Debug, Clone)]
+/// What the status page and the action `queries` show of a statement: no literal of its text.
+#[derive(Debug, Clone, Serialize)]
 pub struct RunningStatement {
+    /// Of this server since its start.
+    pub id: u64,
+    pub user: String,
     pub class: &'static str,
     pub text: String,
+    #[serde(rename = "seconds", serialize_with = "seconds")]
     pub running: Duration,
     /// Whether it still waits for an engine thread.
     pub queued: bool,
@@ -46,19 +69,29 @@ pub struct RunningStatement {
     pub rows: u64,
 }
 
+fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
+}
+
 impl Shared {
     /// A statement is asked for. `text` is its SQL, or what it does.
-    pub(super) fn see(&self, text: &str) -> Arc<Seen> {
+    pub(super) fn see(&self, rights: &Arc<Rights>, text: &str) -> Arc<Seen> {
         let seen = Arc::new(Seen {
+            id: self.statements.count.fetch_add(1, Ordering::Relaxed) + 1,
+            rights: rights.clone(),
             text: text.to_string(),
             asked: Instant::now(),
             started: OnceLock::new(),
             class: OnceLock::new(),
             rows: AtomicU64::new(0),
+            objects: OnceLock::new(),
+            cancel: OnceLock::new(),
+            killer: OnceLock::new(),
+            killed: CancellationToken::new(),
             span: StatementSpan::begin(),
             metrics: self.metrics.clone(),
         });
-        let mut statements = lock(&self.statements.0);
+        let mut statements = lock(&self.statements.seen);
         statements.retain(|other| other.strong_count() > 0);
         statements.push(Arc::downgrade(&seen));
         seen
@@ -68,7 +101,8 @@ impl Shared {
     pub(super) fn identify(&self, seen: &Seen, connection: &Connection, class: &'static str) {
         seen.set_class(class);
         // The tokens are told only to someone who looks.
-        if seen.span.is_watched() {
+        let audited = self.metrics.audit.get().is_some();
+        if audited || seen.span.is_watched() {
             let described = statement::describe(connection, &seen.text, class);
             let text = match self.config.traces.statement_text {
                 StatementText::Redacted => Some(described.text.as_str()),
@@ -76,11 +110,43 @@ impl Shared {
                 StatementText::Off => None,
             };
             seen.span.identify(&described.operation, &described.summary, text);
+            if audited {
+                // Described once.
+                let _ = seen.objects.set(described.targets);
+            }
         }
     }
 }
 
 impl Seen {
+    /// Waits, unless someone ends the statement meanwhile.
+    pub(super) async fn unless_killed<T>(&self, waiting: impl Future<Output = Result<T>>) -> Result<T> {
+        let outcome = self.killed.run_until_cancelled(waiting).await;
+        outcome.unwrap_or_else(|| Err(self.ended_by()))
+    }
+
+    /// It runs, and this is how it is cancelled.
+    pub(super) fn runs(&self, cancel: &Cancel) {
+        // Set once; a kill that came just before finds nothing there.
+        let _ = self.cancel.set(cancel.clone());
+        if self.killed.is_cancelled() {
+            cancel.end(self.ended_by());
+        }
+    }
+
+    fn ended_by(&self) -> Error {
+        Error::Killed(self.killer.get().cloned().unwrap_or_default())
+    }
+
+    fn kill(&self, killer: &str) {
+        // The first one stands.
+        let _ = self.killer.set(killer.to_string());
+        self.killed.cancel();
+        if let Some(cancel) = self.cancel.get() {
+            cancel.end(self.ended_by());
+        }
+    }
+
     /// It has an engine thread.
     pub(super) fn start(&self) {
         let waited = self.asked.elapsed();
@@ -92,6 +158,8 @@ impl Seen {
     /// An ingest has no SQL of a client's.
     pub(super) fn identify_ingest(&self, table: &str) {
         self.set_class("ingest");
+        // Described once.
+        let _ = self.objects.set(vec![table.to_string()]);
         self.span.identify("INGEST", &format!("INGEST {table}"), None);
     }
 
@@ -110,14 +178,65 @@ impl Seen {
     pub(super) fn end<T>(&self, outcome: &Result<T>) {
         let took = self.started.get().map_or(Duration::ZERO, Instant::elapsed);
         self.metrics.query_ended(self.class.get().unwrap_or(&"other"), outcome, took);
-        self.span.end(outcome, self.rows.load(Ordering::Relaxed));
+        let rows = self.rows.load(Ordering::Relaxed);
+        self.span.end(outcome, rows);
+        if let Some(audit) = self.metrics.audit.get() {
+            let Rights { user, role_name, origin, .. } = &*self.rights;
+            let rule = match outcome {
+                Err(Error::Denied { rule, .. }) => Some(*rule),
+                _ => None,
+            };
+            audit.write(&Event {
+                event: "statement",
+                user: Some(user),
+                role: Some(role_name),
+                peer: origin.as_ref().and_then(|origin| origin.peer.as_deref()),
+                trace_id: origin.as_ref().map(|origin| origin.trace_id.as_str()),
+                class: Some(self.class.get().unwrap_or(&"other")),
+                objects: self.objects.get().map_or(&[], Vec::as_slice),
+                outcome: telemetry::outcome(outcome),
+                rule,
+                rows_sent: Some(rows).filter(|rows| *rows > 0),
+                seconds: Some(took.as_secs_f64()),
+                ..Event::default()
+            });
+        }
     }
 }
 
+/// Which statements to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kill {
+    Statement(u64),
+    OfUser(String),
+}
+
 impl Engine {
+    /// Ends statements, waiting ones, too. Who is no admin ends their own only. How many there were.
+    pub fn kill(&self, rights: &Rights, which: &Kill) -> usize {
+        let by = match rights.role {
+            Role::Admin => format!("administrator {}", rights.user),
+            _ => "its user".to_string(),
+        };
+        let chosen = |seen: &Arc<Seen>| {
+            let meant = match which {
+                Kill::Statement(id) => seen.id == *id,
+                Kill::OfUser(user) => seen.rights.user == *user,
+            };
+            meant && (rights.role >= Role::Admin || seen.rights.user == rights.user)
+        };
+        let seen: Vec<Arc<Seen>> = self.seen().into_iter().filter(chosen).collect();
+        seen.iter().for_each(|seen| seen.kill(&by));
+        seen.len()
+    }
+
+    fn seen(&self) -> Vec<Arc<Seen>> {
+        lock(&self.shared.statements.seen).iter().filter_map(Weak::upgrade).collect()
+    }
+
     /// The statements that run or wait, the oldest first.
     pub async fn statements(&self) -> Result<Vec<RunningStatement>> {
-        let seen: Vec<Arc<Seen>> = lock(&self.shared.statements.0).iter().filter_map(Weak::upgrade).collect();
+        let seen = self.seen();
         if seen.is_empty() {
             return Ok(Vec::new());
         }
@@ -130,6 +249,8 @@ impl Engine {
                 };
                 let queued = seen.started.get().is_none();
                 RunningStatement {
+                    id: seen.id,
+                    user: seen.rights.user.clone(),
                     class,
                     text,
                     running: seen.asked.elapsed(),

@@ -73,6 +73,12 @@ pub(super) fn answers_rows(connection: &Connection, statement: &Statement<'_>) -
     Ok(rows)
 }
 
+/// The class of a text that was not let through.
+pub(super) fn class_of_text(connection: &Connection, sql: &str) -> &'static str {
+    let first = connection.parse(sql).ok().and_then(|mut statements| statements.next()?.ok());
+    first.and_then(|statement| statement.get_type().ok()).map_or("other", class)
+}
+
 /// What kind of statement it is, as the metrics' label says it.
 pub(super) fn class(kind: StatementType) -> &'static str {
     match kind {
@@ -96,6 +102,8 @@ pub(super) struct Description {
     pub(super) operation: String,
     /// The operation and the tables it names, of few different values.
     pub(super) summary: String,
+    /// The tables it names, as they are written.
+    pub(super) targets: Vec<String>,
     /// The text, each literal a `?`, without comments.
     pub(super) text: String,
 }
@@ -103,13 +111,16 @@ pub(super) struct Description {
 /// A summary names so many tables at most.
 const MAX_TARGETS: usize = 4;
 
+/// What may stand in front of a table's name, or in its place.
+const NO_NAMES: [&str; 9] = ["exists", "if", "lateral", "not", "only", "select", "values", "where", "with"];
+
 pub(super) fn describe(connection: &Connection, sql: &str, class: &str) -> Description {
     let operation = class.to_uppercase();
     let (mut text, mut targets) = (String::new(), Vec::<String>::new());
     // Between FROM, INTO, JOIN .. and the first word that is no part of a name.
     let (mut naming, mut end) = (false, 0);
     let Ok(tokens) = SqlTokenIterator::new(connection, sql) else {
-        return Description { summary: operation.clone(), operation, text: "?".into() };
+        return Description { summary: operation.clone(), operation, targets, text: "?".into() };
     };
     for token in tokens.flatten() {
         // A text that cannot be cut is not shown.
@@ -128,9 +139,14 @@ pub(super) fn describe(connection: &Connection, sql: &str, class: &str) -> Descr
         }
         match token.token_type {
             TokenType::Keyword => {
-                let opens = ["from", "into", "join", "table", "update", "view"];
-                naming = opens.iter().any(|word| lexeme.eq_ignore_ascii_case(word));
-                if naming {
+                let among = |words: &[&str]| words.iter().any(|word| lexeme.eq_ignore_ascii_case(word));
+                let opens = among(&["from", "into", "join", "table", "update", "view"]);
+                match targets.last_mut().filter(|name| naming && name.is_empty()) {
+                    // A table may be called what is a keyword elsewhere.
+                    Some(name) if !opens && !among(&NO_NAMES) => name.push_str(lexeme),
+                    _ => naming = opens,
+                }
+                if opens {
                     targets.push(String::new());
                 }
             }
@@ -147,5 +163,5 @@ pub(super) fn describe(connection: &Connection, sql: &str, class: &str) -> Descr
         summary.push(' ');
         summary.push_str(target);
     }
-    Description { operation, summary, text }
+    Description { operation, summary, targets, text }
 }

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     access::{Rights, Role},
     auth::Identity,
+    engine::{Kill, RunningStatement},
     error::{Error, Result},
     transfer::{self, Transfer},
 };
@@ -31,7 +32,7 @@ struct Described {
 }
 
 /// Every action. What an action touches may need more than the role: a grant on the table of a transfer.
-const ACTIONS: [Described; 7] = [
+const ACTIONS: [Described; 10] = [
     Described {
         name: "add_exchange",
         role: Role::Writer,
@@ -53,6 +54,23 @@ const ACTIONS: [Described; 7] = [
         text: "pulls a table or query from another server into a table here; body: {\"from\": location, \"username\"?: text, \
          \"password\"?: text, \"table\" | \"query\": text, \"to\"?: table, \"mode\"?: \"create\" | \"append\" | \"replace\", \
          \"verify\"?: bool, \"endpoints\"?: number of connections}; results: {\"rows\", \"bytes\", \"seconds\", \"done\"}, the last with \"verified\" and \"hash\"",
+    },
+    Described {
+        name: "queries",
+        role: Role::Reader,
+        text: "statements that run or wait: {\"id\", \"user\", \"class\", \"text\" (literals are ?), \"seconds\", \"queued\", \"rows\"}; \
+         all for admins, the caller's own for others; no body",
+    },
+    Described {
+        name: "kill",
+        role: Role::Reader,
+        text: "ends statements; body: {\"query\": id} or {\"user\": name}; anybody's for admins, the caller's own for others; \
+         result: {\"ended\": how many}",
+    },
+    Described {
+        name: "sessions",
+        role: Role::Admin,
+        text: "users that have called within a token's life: {\"user\", \"idle_seconds\", \"queries\"}; no body",
     },
     Described {
         name: "CancelFlightInfo",
@@ -91,6 +109,13 @@ struct DropExchange {
     name: String,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KillRequest {
+    query: Option<u64>,
+    user: Option<String>,
+}
+
 impl Flight {
     pub(super) async fn action(&self, identity: &Identity, name: &str, body: &[u8]) -> Result<Results> {
         let known = ACTIONS.iter().find(|action| action.name == name);
@@ -120,6 +145,36 @@ impl Flight {
                 let request: transfer::Request = json(name, body)?;
                 let progress = Transfer::new(&identity.rights, request)?.run(self.engine.clone(), self.metrics.clone());
                 Ok(progress.map(|step| step.and_then(|step| to_json(&step))).boxed())
+            }
+            "queries" => {
+                let seen =
+                    |query: &RunningStatement| identity.rights.role >= Role::Admin || query.user == identity.user;
+                let queries = self.engine.statements().await?.into_iter().filter(seen);
+                let results: Vec<_> = queries.map(|query| to_json(&query)).collect();
+                Ok(stream::iter(results).boxed())
+            }
+            "kill" => {
+                let which = match json(name, body)? {
+                    KillRequest { query: Some(id), user: None } => Kill::Statement(id),
+                    KillRequest { query: None, user: Some(user) } => Kill::OfUser(user),
+                    _ => return Err(Error::invalid("the body of kill needs query or user, and not both")),
+                };
+                let ended = self.engine.kill(&identity.rights, &which);
+                if let (0, Kill::Statement(id)) = (ended, &which) {
+                    return Err(Error::NotFound(format!("no statement {id} of yours runs")));
+                }
+                Ok(stream::iter([to_json(&serde_json::json!({"ended": ended}))]).boxed())
+            }
+            "sessions" => {
+                let queries = self.engine.statements().await?;
+                let results: Vec<_> = (self.authenticator.used().into_iter())
+                    .map(|(user, idle)| {
+                        let running = queries.iter().filter(|query| query.user == user).count();
+                        let idle_seconds = idle.as_secs_f64();
+                        to_json(&serde_json::json!({"user": user, "idle_seconds": idle_seconds, "queries": running}))
+                    })
+                    .collect();
+                Ok(stream::iter(results).boxed())
             }
             "CancelFlightInfo" => {
                 let request: CancelFlightInfoRequest = protobuf(name, body)?;

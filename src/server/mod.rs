@@ -23,7 +23,7 @@ use crate::{
     flight::{Flight, Router},
     location::Location,
     reload::{Files, Reloads},
-    telemetry::{Calls, Metrics},
+    telemetry::{Audit, Calls, Metrics},
     wire,
 };
 use accept::{Acceptor, Listener};
@@ -62,6 +62,10 @@ impl Server {
     /// Binds, answers health with NOT_SERVING while the database opens, and serves when this returns.
     pub async fn start(config: Config) -> Result<Self> {
         let metrics = Metrics::new(Engine::duckdb_version());
+        if let Some(file) = &config.audit.file {
+            // Set once, here.
+            let _ = metrics.audit.set(Audit::start(file, metrics.audit_lost.clone())?);
+        }
         let reloads = Reloads::start(metrics.clone())?;
         let users_files = Files::now(config.auth.users_file.clone());
         let key_files = [&config.auth.signing_key_file, &config.jwt.jwks_file].into_iter().flatten().cloned();

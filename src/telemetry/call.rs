@@ -15,7 +15,8 @@ use tokio::sync::Notify;
 use tonic::Code;
 use tracing::Span;
 
-use super::{Direction, Method, Metrics, spans};
+use super::{Direction, Event, Method, Metrics, spans};
+use crate::access::{Origin, Rights};
 
 /// The RPCs of one server whose answer is not finished. Cheap to clone.
 #[derive(Clone, Default)]
@@ -61,7 +62,8 @@ struct Inner {
     trace_id: String,
     peer: Option<SocketAddr>,
     span: Span,
-    user: OnceLock<String>,
+    /// And their role.
+    user: OnceLock<(String, String)>,
     sent: Moved,
     received: Moved,
     messages: (IntCounter, IntCounter),
@@ -119,10 +121,15 @@ impl Call {
         self.0.peer.map(|peer| peer.ip())
     }
 
-    /// Who calls, once that is known.
-    pub fn set_user(&self, user: &str) {
+    /// Who calls, once that is known. Their rights for this call.
+    pub fn set_caller(&self, rights: Arc<Rights>) -> Arc<Rights> {
         // The first one stands; a call has one identity.
-        let _ = self.0.user.set(user.to_string());
+        let _ = self.0.user.set((rights.user.clone(), rights.role_name.clone()));
+        if self.0.metrics.audit.get().is_none() {
+            return rights;
+        }
+        let peer = self.0.peer.map(|peer| peer.to_string());
+        rights.within(Origin { trace_id: self.0.trace_id.clone(), peer })
     }
 
     /// Record batches have moved.
@@ -154,7 +161,26 @@ impl Call {
         metrics.rpc_ended(method, code, took);
         let ((rows_sent, bytes_sent), (rows_received, bytes_received)) = (sent.seen(), received.seen());
         spans::end(span, code, true);
-        let (user, peer) = (user.get().map(String::as_str), peer.map(tracing::field::display));
+        let (role, user) = user.get().map(|(user, role)| (role.as_str(), user.as_str())).unzip();
+        if let Some(audit) = metrics.audit.get().filter(|_| !method.is_health()) {
+            let peer = peer.map(|peer| peer.to_string());
+            audit.write(&Event {
+                event: "call",
+                user,
+                role,
+                peer: peer.as_deref(),
+                trace_id: Some(trace_id),
+                method: Some(method.full),
+                outcome: spans::code_name(code),
+                rows_sent,
+                bytes_sent,
+                rows_received,
+                bytes_received,
+                seconds: Some(took.as_secs_f64()),
+                ..Event::default()
+            });
+        }
+        let peer = peer.map(tracing::field::display);
         let (method_name, code, seconds) = (method.full, spans::code_name(code), took.as_secs_f64());
         // A probe every few seconds is not worth a line each.
         if method.is_health() {

@@ -1,6 +1,9 @@
 //! The Prometheus metrics of one server: a registry that is handed down, its label sets few and there from the start.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -8,7 +11,7 @@ use prometheus::{
 };
 use tonic::Code;
 
-use super::Method;
+use super::{Audit, Method};
 use crate::error::{Error, Result};
 
 /// Seconds; OpenTelemetry's advice for durations, and longer ones for analytics.
@@ -95,6 +98,9 @@ pub struct Inner {
     volume_free: IntGaugeVec,
     volume_size: IntGaugeVec,
     reloads: IntCounterVec,
+    pub audit_lost: IntCounter,
+    /// Where what is counted is written down, too; set once, at start.
+    pub audit: OnceLock<Audit>,
     pub ready: IntGauge,
     pub draining: IntGauge,
     pub invalidated: IntGauge,
@@ -256,6 +262,12 @@ impl Metrics {
                 "Size of the volume where the database or its temporary files lie.",
                 &["volume"],
             ),
+            audit_lost: counter(
+                r,
+                "mallard_audit_lost_total",
+                "Lines of the audit log that were not written: they came too fast, or the file could not be written.",
+            ),
+            audit: OnceLock::new(),
             reloads: counters(
                 r,
                 "mallard_config_reloads_total",
@@ -302,7 +314,7 @@ impl Inner {
                 self.exchanges.with_label_values(&[kind, outcome]);
             }
         }
-        for reason in ["client", "deadline", "drain"] {
+        for reason in ["client", "deadline", "drain", "admin"] {
             self.cancellations.with_label_values(&[reason]);
         }
         for reason in ["unauthenticated", "permission", "limit"] {
@@ -354,6 +366,7 @@ impl Inner {
         let (label, reason) = match outcome {
             Ok(_) => ("ok", None),
             Err(Error::Cancelled) => ("cancelled", Some("client")),
+            Err(Error::Killed(_)) => ("cancelled", Some("admin")),
             Err(Error::Draining) => ("cancelled", Some("drain")),
             Err(Error::Timeout(_)) => ("timeout", Some("deadline")),
             Err(_) => ("error", None),

@@ -1,6 +1,7 @@
 //! Logs, traces and metrics. The metrics registry is a value that is handed down, so that one process can hold many
 //! servers; the tracing subscriber, and with it the propagator of trace contexts, is the process's.
 
+mod audit;
 mod call;
 pub mod logs;
 mod method;
@@ -8,6 +9,7 @@ mod metrics;
 mod otlp;
 mod spans;
 
+pub use audit::{Audit, Event, outcome};
 pub use call::{Call, Calls};
 pub use logs::Telemetry;
 pub use method::Method;

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod admin;
+mod audit;
 mod auth;
 mod bad_input;
 mod bench;

@@ -33,7 +33,7 @@ async fn client(server: &TestServer, user: &str) -> Client {
 }
 
 /// Every RPC and every action, and whether a role may call it. A call is refused when its code is PERMISSION_DENIED.
-const MATRIX: [(&str, [bool; 3]); 18] = [
+const MATRIX: [(&str, [bool; 3]); 21] = [
     ("Handshake", [true, true, true]),
     ("ListFlights", [true, true, true]),
     ("GetFlightInfo", [true, true, true]),
@@ -49,6 +49,9 @@ const MATRIX: [(&str, [bool; 3]); 18] = [
     ("DoAction drop_exchange", [false, true, true]),
     ("DoAction list_exchanges", [true, true, true]),
     ("DoAction transfer", [false, true, true]),
+    ("DoAction queries", [true, true, true]),
+    ("DoAction kill", [true, true, true]),
+    ("DoAction sessions", [false, false, true]),
     ("DoAction CancelFlightInfo", [true, true, true]),
     ("DoAction RenewFlightEndpoint", [true, true, true]),
     // The last one: what comes after it would have no identity any more.
@@ -105,6 +108,7 @@ async fn call(server: &TestServer, bearer: &str, entry: &str) -> Code {
             let name = action.strip_prefix("DoAction ").expect("an action").to_string();
             let body = match name.as_str() {
                 "add_exchange" => json!({"name": "mine", "sql": "FROM input"}).to_string(),
+                "kill" => json!({"user": "nobody"}).to_string(),
                 "drop_exchange" => json!({"name": "nothing"}).to_string(),
                 // Nobody listens there.
                 "transfer" => json!({"from": "grpc://127.0.0.1:1", "table": "t", "to": "pulled"}).to_string(),

@@ -39,6 +39,7 @@ grpc_server_msg_received_total counter grpc_type grpc_service grpc_method
 grpc_server_msg_sent_total counter grpc_type grpc_service grpc_method
 mallard_build_info gauge version revision duckdb_version arrow_version
 mallard_ready gauge
+mallard_audit_lost_total counter
 mallard_config_reloads_total counter what outcome
 mallard_draining gauge
 mallard_database_invalidated gauge
@@ -90,6 +91,7 @@ process_threads gauge
 # In no panel and no alert, on purpose.
 UNUSED = {
     "process_virtual_memory_bytes": "address space is reserved freely and says nothing about memory in use",
+    "mallard_audit_lost_total": "0 where the audit log can be written; README says what it is",
     "mallard_config_reloads_total": "0 but where files are replaced, and the log says why one was refused",
 }
 # Series that Prometheus makes itself.

@@ -1,0 +1,95 @@
+//! `mallard queries`, `mallard kill`, `mallard sessions`: what others do on a server, and ending it.
+
+use clap::Args;
+use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
+use futures::TryStreamExt;
+use serde_json::{Value, json};
+
+use super::connect::LoginArguments;
+use crate::{
+    error::{Error, Result},
+    location::Location,
+};
+
+#[derive(Args)]
+pub(super) struct QueriesArguments {
+    /// Server, such as grpc://127.0.0.1:8815
+    uri: Location,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    login: LoginArguments,
+}
+
+#[derive(Args)]
+pub(super) struct SessionsArguments {
+    /// Server, such as grpc://127.0.0.1:8815
+    uri: Location,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    login: LoginArguments,
+}
+
+#[derive(Args)]
+pub(super) struct KillArguments {
+    /// Server, such as grpc://127.0.0.1:8815
+    uri: Location,
+    /// The statement's id, as `mallard queries` lists it
+    #[arg(required_unless_present = "of_user", conflicts_with = "of_user")]
+    query: Option<u64>,
+    /// All statements of this user
+    #[arg(long, value_name = "NAME")]
+    of_user: Option<String>,
+    #[command(flatten)]
+    login: LoginArguments,
+}
+
+pub(super) async fn queries(arguments: QueriesArguments) -> Result<()> {
+    let listed = ask(&arguments.login, &arguments.uri, "queries", &Value::Null).await?;
+    show(&listed, &["id", "user", "class", "seconds", "rows", "queued", "text"], arguments.json);
+    Ok(())
+}
+
+pub(super) async fn sessions(arguments: SessionsArguments) -> Result<()> {
+    let listed = ask(&arguments.login, &arguments.uri, "sessions", &Value::Null).await?;
+    show(&listed, &["user", "idle_seconds", "queries"], arguments.json);
+    Ok(())
+}
+
+pub(super) async fn kill(arguments: KillArguments) -> Result<()> {
+    let body = match (arguments.query, arguments.of_user) {
+        (Some(id), _) => json!({"query": id}),
+        (None, user) => json!({"user": user}),
+    };
+    let ended = ask(&arguments.login, &arguments.uri, "kill", &body).await?;
+    let ended = ended.first().map_or(0, |answer| answer["ended"].as_u64().unwrap_or(0));
+    eprintln!("ended {ended} statement{}", if ended == 1 { "" } else { "s" });
+    Ok(())
+}
+
+async fn ask(login: &LoginArguments, uri: &Location, action: &str, body: &Value) -> Result<Vec<Value>> {
+    let client = login.connect(uri).await?;
+    let results: Vec<_> = client.action(action, body).await?.try_collect().await?;
+    let parsed = results.iter().map(|result| serde_json::from_slice(result));
+    parsed.collect::<Result<_, _>>().map_err(|error| Error::Stream(format!("the answer is not JSON: {error}")))
+}
+
+fn show(listed: &[Value], columns: &[&str], json: bool) {
+    if json {
+        listed.iter().for_each(|one| println!("{one}"));
+        return;
+    }
+    let mut table = Table::new();
+    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(columns);
+    for one in listed {
+        table.add_row(columns.iter().map(|column| match &one[*column] {
+            Value::String(text) => text.clone(),
+            Value::Number(number) if number.is_f64() => format!("{:.1}", number.as_f64().unwrap_or_default()),
+            other => other.to_string(),
+        }));
+    }
+    println!("{table}");
+}

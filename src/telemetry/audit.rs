@@ -1,0 +1,154 @@
+//! The audit log: who did what to which objects, and how it ended, as JSON lines. No SQL text, no literal, no secret.
+//!
+//! Lines are written by a thread of its own from a bounded queue. A line that finds the queue full, or a file that cannot
+//! be written, is counted as lost and never waited for: an audit must not be a way to stop the server.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    time::{Duration, Instant, SystemTime},
+};
+
+use prometheus::IntCounter;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// Lines that may wait to be written.
+const QUEUE: usize = 8192;
+
+/// How often the file is looked at: one that was moved away is opened anew.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// One thing that happened.
+#[derive(Debug, Default, Serialize)]
+pub struct Event<'a> {
+    /// `login`, `call` or `statement`.
+    pub event: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'a str>,
+    /// Address and port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<&'a str>,
+    /// The same in a call's line and in those of its statements.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<&'a str>,
+    /// The RPC of a call, or how a login was tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<&'a str>,
+    /// What kind of statement.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<&'a str>,
+    /// Tables that the statement names.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    pub objects: &'a [String],
+    /// OK, or the gRPC code; of a login ok, refused (wrong), or limited (too many).
+    pub outcome: &'a str,
+    /// Which rule was against it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows_sent: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_sent: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows_received: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_received: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+}
+
+/// OK, or gRPC's name of the error's code.
+pub fn outcome<T>(result: &Result<T>) -> &'static str {
+    super::spans::code_name(result.as_ref().err().map_or(tonic::Code::Ok, Error::code))
+}
+
+/// Where events go. Cheap to clone; the thread ends, with everything written, when the last one is dropped.
+#[derive(Clone)]
+pub struct Audit {
+    lines: SyncSender<String>,
+    lost: IntCounter,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    #[serde(flatten)]
+    event: &'a Event<'a>,
+}
+
+impl Audit {
+    /// To a file that is appended to, or to standard output where it is `-`.
+    pub fn start(to: &Path, lost: IntCounter) -> Result<Self> {
+        let sink = Sink::open(to).map_err(|error| Error::Io(format!("audit.file {}: {error}", to.display())))?;
+        let (lines, received) = sync_channel(QUEUE);
+        let counted = lost.clone();
+        let work = move || write(&received, sink, &counted);
+        std::thread::Builder::new().name("audit".into()).spawn(work).map_err(Error::internal)?;
+        Ok(Self { lines, lost })
+    }
+
+    pub fn write(&self, event: &Event<'_>) {
+        let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let line = serde_json::to_string(&Line { time, event });
+        if !line.is_ok_and(|line| self.lines.try_send(line).is_ok()) {
+            self.lost.inc();
+        }
+    }
+}
+
+enum Sink {
+    Stdout,
+    File { path: PathBuf, file: File, looked: Instant },
+}
+
+impl Sink {
+    fn open(to: &Path) -> io::Result<Self> {
+        if to == Path::new("-") {
+            return Ok(Self::Stdout);
+        }
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(to)?;
+        Ok(Self::File { path: to.into(), file, looked: Instant::now() })
+    }
+
+    fn write(&mut self, line: &str) -> io::Result<()> {
+        // In one write, so that lines of several processes do not mix.
+        let line = format!("{line}\n");
+        match self {
+            Self::Stdout => io::stdout().lock().write_all(line.as_bytes()),
+            Self::File { path, file, looked } => {
+                if looked.elapsed() >= LOOK {
+                    *looked = Instant::now();
+                    let inode = |file: std::fs::Metadata| (file.dev(), file.ino());
+                    if std::fs::metadata(&*path).ok().map(inode) != file.metadata().ok().map(inode) {
+                        *self = Self::open(&path.clone())?;
+                        return self.write(&line[..line.len() - 1]);
+                    }
+                }
+                file.write_all(line.as_bytes())
+            }
+        }
+    }
+}
+
+fn write(lines: &Receiver<String>, mut sink: Sink, lost: &IntCounter) {
+    let mut well = true;
+    while let Ok(line) = lines.recv() {
+        match sink.write(&line) {
+            Ok(()) => well = true,
+            Err(error) => {
+                lost.inc();
+                // Once, until it works again.
+                if std::mem::take(&mut well) {
+                    tracing::error!(%error, "the audit log cannot be written");
+                }
+            }
+        }
+    }
+}

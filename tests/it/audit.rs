@@ -1,0 +1,162 @@
+//! Who did what is written down, without what they wrote; and it can be seen and ended while it runs.
+
+use std::path::Path;
+
+use futures::{StreamExt, TryStreamExt};
+use mallard::{
+    client::{Client, Login},
+    config::{Credential, Secret, User},
+    error::Error,
+};
+use serde_json::{Value, json};
+use tonic::Code;
+
+use crate::support::{PASSWORD, TestServer, collect, people, row, run, table, test_config, until};
+
+async fn with_users(audit: Option<&Path>) -> (TestServer, Client, Client) {
+    let mut config = test_config();
+    config.auth.enabled = true;
+    config.audit.file = audit.map(Into::into);
+    for (user, role) in [("root", "admin"), ("ann", "reader")] {
+        config.auth.users.insert(user.into(), User::new(Credential::Password(Secret::new(PASSWORD)), role));
+    }
+    let server = TestServer::with(config).await;
+    let login = |user: &str| Login { user: user.into(), password: Secret::new(PASSWORD) };
+    let root = Client::connect(server.server.location(), Some(&login("root"))).await.unwrap();
+    let ann = Client::connect(server.server.location(), Some(&login("ann"))).await.unwrap();
+    (server, root, ann)
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_login_call_and_statement_is_a_line_without_a_literal() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    let (server, root, ann) = with_users(Some(&path)).await;
+    run(&root, "CREATE TABLE birds AS SELECT 'canary-literal-1' AS name").await;
+    root.put(&table("people"), people(1, 7)).await.unwrap();
+    assert_eq!(row(&ann, "SELECT count(*) FROM birds WHERE name = 'canary-literal-2' OR true").await, ["1"]);
+    ann.query("INSERT INTO birds VALUES ('canary-literal-3')").await.err().expect("a reader");
+    ann.query("SELECT 'canary-literal-4' FROM nothing").await.err().expect("no such table");
+    let wrong = Login { user: "ann".into(), password: Secret::new("canary-password") };
+    Client::connect(server.server.location(), Some(&wrong)).await.err().expect("a wrong password");
+    let there = async || {
+        let lines = lines(&path);
+        let has = |wanted: Value| {
+            lines.iter().any(|line| wanted.as_object().unwrap().iter().all(|(key, value)| line[key] == *value))
+        };
+        has(json!({"event": "login", "user": "ann", "outcome": "ok"}))
+            && has(json!({"event": "login", "user": "ann", "outcome": "refused"}))
+            && has(
+                json!({"event": "statement", "user": "root", "role": "admin", "class": "create", "objects": ["birds"], "outcome": "OK"}),
+            )
+            && has(
+                json!({"event": "statement", "user": "root", "class": "ingest", "objects": ["people"], "outcome": "OK"}),
+            )
+            && has(json!({"event": "call", "user": "root", "outcome": "OK", "rows_received": 7}))
+            && has(
+                json!({"event": "statement", "user": "ann", "class": "select", "objects": ["birds"], "outcome": "OK", "rows_sent": 1}),
+            )
+            && has(
+                json!({"event": "statement", "user": "ann", "class": "insert", "objects": ["birds"], "outcome": "PERMISSION_DENIED", "rule": "role"}),
+            )
+            && has(
+                json!({"event": "statement", "user": "ann", "class": "select", "objects": ["nothing"], "outcome": "NOT_FOUND"}),
+            )
+    };
+    until("all of it is written", there).await;
+    let all = lines(&path);
+    for line in &all {
+        assert!(line["time"].as_str().unwrap().ends_with('Z') && line["peer"].is_string(), "{line}");
+    }
+    // A statement is found by its call's trace.
+    let statement = all.iter().find(|line| line["class"] == "insert").unwrap();
+    let call = all.iter().find(|line| line["event"] == "call" && line["trace_id"] == statement["trace_id"]).unwrap();
+    assert_eq!((&call["outcome"], &call["user"]), (&json!("PERMISSION_DENIED"), &json!("ann")));
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(!text.contains("canary") && !text.contains("SELECT") && !text.contains(PASSWORD), "{text}");
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    // Moved away, as log rotation does.
+    std::fs::rename(&path, directory.path().join("audit.jsonl.1")).unwrap();
+    let anew = async || {
+        row(&ann, "SELECT 1").await;
+        path.exists()
+    };
+    until("the file is made anew", anew).await;
+    assert_eq!(server.metric("mallard_audit_lost_total").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn audit_log_that_cannot_be_written_keeps_the_port_closed() {
+    let mut config = test_config();
+    config.audit.file = Some("/nowhere/audit.jsonl".into());
+    let refused = mallard::server::Server::start(config).await.err().expect("no such folder");
+    assert!(refused.to_string().contains("audit.file"), "{refused}");
+}
+
+async fn act(client: &Client, name: &str, body: Value) -> Result<Vec<Value>, Error> {
+    let results: Vec<_> = client.action(name, &body).await?.try_collect().await?;
+    Ok(results.iter().map(|result| serde_json::from_slice(result).unwrap()).collect())
+}
+
+const ENDLESS: &str = "SELECT range, 'canary' FROM range(100000000000)";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn running_statements_are_seen_and_ended_by_their_user_and_by_admins() {
+    let (server, root, ann) = with_users(None).await;
+    let mut of_root = root.query(ENDLESS).await.unwrap();
+    let mut of_ann = ann.query(ENDLESS).await.unwrap();
+    let all = act(&root, "queries", Value::Null).await.unwrap();
+    assert_eq!(all.len(), 2);
+    assert!(all.iter().all(|query| !query["text"].as_str().unwrap().contains("canary")), "{all:?}");
+    let id = |user: &str| all.iter().find(|query| query["user"] == user).unwrap()["id"].clone();
+    let own = act(&ann, "queries", Value::Null).await.unwrap();
+    assert_eq!(own.len(), 1);
+    assert_eq!(own[0]["user"], "ann");
+    // Another's is not there for her.
+    let refused = act(&ann, "kill", json!({"query": id("root")})).await.expect_err("not hers");
+    assert_eq!(refused.code(), Code::NotFound, "{refused}");
+    assert_eq!(act(&ann, "kill", json!({"user": "root"})).await.unwrap(), [json!({"ended": 0})]);
+    assert_eq!(act(&ann, "kill", json!({"query": id("ann")})).await.unwrap(), [json!({"ended": 1})]);
+    let ended = loop {
+        if let Err(error) = of_ann.next().await.expect("it ends in an error") {
+            break error;
+        }
+    };
+    assert_eq!(ended.code(), Code::Cancelled, "{ended}");
+    // A waiting statement can be ended, too.
+    let again = ann.query(ENDLESS).await.unwrap();
+    assert_eq!(act(&root, "sessions", Value::Null).await.unwrap().len(), 2);
+    assert_eq!(act(&root, "kill", json!({"user": "ann"})).await.unwrap(), [json!({"ended": 1})]);
+    let ended = collect(again).await.expect_err("an admin ended it");
+    assert_eq!(ended.code(), Code::Cancelled, "{ended}");
+    assert_eq!(server.metric("mallard_query_cancellations_total{reason=\"admin\"}").await, 2.0);
+    assert!(of_root.next().await.unwrap().is_ok(), "another's goes on");
+    for wrong in [json!({}), json!({"query": 1, "user": "x"}), json!({"querry": 1}), json!({"query": 999_999})] {
+        act(&root, "kill", wrong).await.expect_err("no such statement");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_statement_is_ended_before_it_runs() {
+    let mut config = test_config();
+    config.limits.queries = 1;
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    let running = client.query(ENDLESS).await.unwrap();
+    let (waiting, ended) = tokio::join!(client.query("SELECT 1"), async {
+        until("it waits", async || server.metric("mallard_queries_queued").await == 1.0).await;
+        let queries = act(&client, "queries", Value::Null).await.unwrap();
+        let waiting = queries.iter().find(|query| query["queued"] == true).unwrap();
+        act(&client, "kill", json!({"query": waiting["id"]})).await
+    });
+    assert_eq!(ended.unwrap(), [json!({"ended": 1})]);
+    let ended = waiting.err().expect("it was ended");
+    assert_eq!(ended.code(), Code::Cancelled, "{ended}");
+    drop(running);
+}
