@@ -27,6 +27,8 @@ use crate::{
 
 const ENV_PREFIX: &str = "MALLARD__";
 
+const CERTIFICATES: &str = "auth.certificates.";
+
 /// Endpoints of one result at most. Each is a ticket in the FlightInfo and a connection that its reader opens.
 pub const MAX_ENDPOINTS: usize = 64;
 
@@ -40,6 +42,7 @@ pub struct Config {
     pub auth: Auth,
     pub jwt: Jwt,
     pub audit: Audit,
+    pub tls: Tls,
     pub limits: Limits,
     pub wire: Wire,
     pub log: Log,
@@ -89,6 +92,7 @@ pub struct Exchange {
 pub struct Auth {
     pub enabled: bool,
     pub allow_anonymous: bool,
+    pub allow_plaintext: bool,
     pub users_file: Option<PathBuf>,
     pub signing_key: Option<Secret>,
     /// Where the signing key was read, if it came from `auth.signing_key_file`.
@@ -107,6 +111,8 @@ pub struct Auth {
     pub roles: BTreeMap<String, RoleSettings>,
     /// No key: tests bring their own.
     pub clock: Clock,
+    /// From `auth.certificates`: a client certificate's name, and the user that it stands for.
+    pub certificates: BTreeMap<String, String>,
 }
 
 /// Who did what.
@@ -199,6 +205,17 @@ impl Jwt {
     }
 }
 
+/// TLS on the Flight port.
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    pub client_ca: Option<PathBuf>,
+    pub client_auth: ClientAuth,
+    pub min_version: TlsVersion,
+    pub peer_ca: Option<PathBuf>,
+}
+
 #[derive(Debug, Clone)]
 pub struct Limits {
     pub queries: usize,
@@ -212,6 +229,7 @@ pub struct Limits {
     pub sql_depth: usize,
     pub endpoints: usize,
     pub shared_results: usize,
+    pub handshake_timeout: Span,
 }
 
 /// How streams travel.
@@ -268,6 +286,7 @@ impl Default for Config {
             auth: Auth {
                 enabled: false,
                 allow_anonymous: false,
+                allow_plaintext: false,
                 users_file: None,
                 signing_key: None,
                 signing_key_file: None,
@@ -282,9 +301,11 @@ impl Default for Config {
                 users: BTreeMap::new(),
                 roles: BTreeMap::new(),
                 clock: Clock::default(),
+                certificates: BTreeMap::new(),
             },
             jwt: Jwt::default(),
             audit: Audit::default(),
+            tls: Tls::default(),
             limits: Limits {
                 queries: 16,
                 queries_per_user: 12,
@@ -297,6 +318,7 @@ impl Default for Config {
                 sql_depth: 128,
                 endpoints: 1,
                 shared_results: 64,
+                handshake_timeout: Span(Duration::from_secs(10)),
             },
             wire: Wire::default(),
             log: Log { level: "info".into(), format: LogFormat::Text },
@@ -367,7 +389,7 @@ macro_rules! key {
 const KEYS: &[Key] = &[
     key!(
         server.location,
-        "Where Flight is served: grpc://HOST:PORT, grpc+tcp://HOST:PORT or grpc+unix:///path. Port 0 picks a free one."
+        "Where Flight is served: grpc://HOST:PORT, grpc+tcp://HOST:PORT or grpc+unix:///path; with tls.certificate it is grpc+tls://HOST:PORT. Port 0 picks a free one."
     ),
     key!(
         server.unix_socket,
@@ -429,6 +451,10 @@ const KEYS: &[Key] = &[
     key!(auth.enabled, "Whether every Flight call needs an identity. Health checks never do."),
     key!(auth.allow_anonymous, "Allows listening on an address others can reach although auth.enabled is false."),
     key!(
+        auth.allow_plaintext,
+        "Allows logins without TLS on an address others can reach: passwords and tokens then travel in the clear."
+    ),
+    key!(
         auth.users_file,
         "A TOML file of users: one line `name = \"argon2id hash\"` each, made by `mallard user hash`. Empty means none."
     ),
@@ -481,6 +507,21 @@ const KEYS: &[Key] = &[
         audit.file,
         "Where the audit log goes: the path of a file that is appended to, - for standard output, empty for none. JSON lines, docs/audit.md describes them."
     ),
+    key!(
+        tls.certificate,
+        "PEM file of the Flight port's certificate and those that lead to its CA. With it the port speaks TLS only; a Unix socket does not. Read again when it changes, like the two below, without a restart."
+    ),
+    key!(tls.key, "PEM file of the certificate's private key."),
+    key!(tls.client_ca, "PEM file of the CAs whose client certificates are taken."),
+    key!(
+        tls.client_auth,
+        "Whether clients show a certificate: off, optional (those without one log in) or required. Its first DNS, mail or URI name, else its common name, is a user, or is mapped to one by [auth.certificates]."
+    ),
+    key!(tls.min_version, "Oldest version of TLS that is spoken: 1.2 or 1.3."),
+    key!(
+        tls.peer_ca,
+        "PEM file of the CAs that transfers from grpc+tls:// trust, in place of the system's. Read for each transfer."
+    ),
     key!(limits.queries, "Statements that run at once, each on an engine thread with its own connection."),
     key!(
         limits.queries_per_user,
@@ -507,6 +548,7 @@ const KEYS: &[Key] = &[
         "Endpoints in a FlightInfo, 1 to 64: connections that may drain one result together, in no order. The header x-mallard-endpoints of a call wins."
     ),
     key!(limits.shared_results, "Results with several endpoints whose statements may run at once."),
+    key!(limits.handshake_timeout, "How long a new connection may take for its TLS handshake."),
     key!(
         wire.compression,
         "Arrow IPC compression of record batches sent: none, lz4 or zstd. The header x-mallard-ipc-compression of a call wins. Worth it where the network is slower than the processor."
@@ -543,6 +585,12 @@ const KEYS: &[Key] = &[
 ];
 
 impl Config {
+    /// `server.location`, as clients have to write it: with a certificate it is served under TLS.
+    pub fn served(&self) -> Location {
+        let location = self.server.location.clone();
+        if self.tls.certificate.is_some() { location.under_tls() } else { location }
+    }
+
     /// Every key with its reason and this configuration's value; secrets are left out.
     pub fn to_toml(&self) -> String {
         let mut text = String::from(
@@ -583,7 +631,11 @@ impl Config {
              \n\
              # The role of who has a value in their token's jwt.role_claim; of several, the one that may do most.\n\
              # [jwt.roles]\n\
-             # database-readers = \"reader\"\n",
+             # database-readers = \"reader\"\n\
+             \n\
+             # Users of client certificates whose name is not the user's own: the certificate's name, then the user.\n\
+             # [auth.certificates]\n\
+             # \"etl.example.com\" = \"alice\"\n",
         );
         text
     }
@@ -723,6 +775,10 @@ fn set(config: &mut Config, name: &str, value: &Value, given: &[String]) -> Resu
         config.jwt.roles.insert(claimed.to_string(), String::read(value)?);
         return Ok(());
     }
+    if let Some(certificate) = name.strip_prefix(CERTIFICATES) {
+        config.auth.certificates.insert(certificate.to_string(), String::read(value)?);
+        return Ok(());
+    }
     let nearest = KEYS
         .iter()
         .map(|key| (strsim::damerau_levenshtein(key.name, name), key.name))
@@ -820,6 +876,7 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
             source("server.location")
         ));
     }
+    check_tls(config, &source, mistakes);
     for (key, value) in [
         ("database.batch_rows", config.database.batch_rows),
         ("ingest.workers", config.ingest.workers),
@@ -906,6 +963,51 @@ pub fn read_signing_key(path: &Path) -> Result<Secret, String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
     let key = Secret::new(text.trim_end_matches(['\r', '\n']));
     check_signing_key(&key).map(|()| key)
+}
+
+/// The files themselves are read at start.
+fn check_tls(config: &Config, source: &impl Fn(&str) -> String, mistakes: &mut Vec<String>) {
+    let (tls, auth, location) = (&config.tls, &config.auth, &config.server.location);
+    let mut wrong = |key: &str, why: &str| mistakes.push(format!("{key}: {why} (from {})", source(key)));
+    match (&tls.certificate, &tls.key) {
+        (Some(_), None) => wrong("tls.certificate", "needs tls.key beside it"),
+        (None, Some(_)) => wrong("tls.key", "needs tls.certificate beside it"),
+        (Some(_), Some(_)) if matches!(location, Location::Unix(_)) => {
+            wrong(
+                "tls.certificate",
+                "server.location is a Unix socket, which carries no TLS; give it a grpc:// location",
+            );
+        }
+        (None, None) if matches!(location, Location::Tls { .. }) => {
+            wrong("server.location", "grpc+tls:// needs tls.certificate and tls.key");
+        }
+        _ => {}
+    }
+    match (tls.client_auth, &tls.client_ca) {
+        (ClientAuth::Off, Some(_)) => {
+            wrong("tls.client_ca", "is not used while tls.client_auth is off; set it to optional or required");
+        }
+        (ClientAuth::Optional | ClientAuth::Required, None) => wrong("tls.client_auth", "needs tls.client_ca"),
+        (ClientAuth::Optional | ClientAuth::Required, Some(_)) if tls.certificate.is_none() => {
+            wrong("tls.client_auth", "needs tls.certificate and tls.key: without TLS nobody shows a certificate");
+        }
+        _ => {}
+    }
+    if auth.enabled && !location.is_local() && tls.certificate.is_none() && !auth.allow_plaintext {
+        let why = format!(
+            "{location} can be reached by others without TLS, so that passwords and tokens would travel in the clear; set \
+             tls.certificate and tls.key, or auth.allow_plaintext = true where the network is trusted"
+        );
+        wrong("server.location", &why);
+    }
+    if auth.users_file.is_none() {
+        for (certificate, user) in auth.certificates.iter().filter(|(_, user)| !auth.users.contains_key(*user)) {
+            wrong(&format!("{CERTIFICATES}{certificate}"), &format!("there is no user \"{user}\""));
+        }
+    }
+    if config.limits.handshake_timeout.0.is_zero() {
+        wrong("limits.handshake_timeout", "must be longer than 0s");
+    }
 }
 
 /// What is wrong in a TOML text and in which line, without the line itself: it may hold a secret.
@@ -1203,6 +1305,23 @@ words!(
         Zstd = "zstd",
     }
 );
+
+words!(
+    /// Whether clients show a certificate.
+    ClientAuth {
+        #[default]
+        Off = "off",
+        /// Those that do are known by it; the others log in.
+        Optional = "optional",
+        Required = "required",
+    }
+);
+
+words!(TlsVersion {
+    #[default]
+    Tls12 = "1.2",
+    Tls13 = "1.3",
+});
 
 words!(LogFormat {
     #[default]

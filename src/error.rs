@@ -131,10 +131,11 @@ impl Error {
     pub fn from_status(peer: &str, status: &Status) -> Self {
         match status.code() {
             Code::Unauthenticated => Self::Unauthenticated(format!("{peer}: {}", status.message())),
-            Code::Cancelled => Self::Cancelled,
+            Code::Cancelled if std::error::Error::source(status).is_none() => Self::Cancelled,
             code => {
                 // Not the peer's word: tonic's for a connection that broke.
-                let broke = code == Code::Unknown && std::error::Error::source(status).is_some();
+                let broke =
+                    matches!(code, Code::Unknown | Code::Cancelled) && std::error::Error::source(status).is_some();
                 let code = if broke { Code::Unavailable } else { code };
                 Self::Remote { peer: peer.to_string(), code, message: remote_message(status) }
             }

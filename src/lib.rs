@@ -6,7 +6,7 @@
 //! | layer | module | what it is for |
 //! |---|---|---|
 //! | 0 | [`error`] | errors by cause, and the one table from cause to gRPC code |
-//! | 0 | [`location`] | `grpc://`, `grpc+tcp://`, `grpc+unix://` |
+//! | 0 | [`location`] | `grpc://`, `grpc+tcp://`, `grpc+tls://`, `grpc+unix://` |
 //! | 0 | [`access`] | roles, grants on tables, and what one caller may do |
 //! | 0 | [`clock`] | the wall clock, for what expires |
 //! | 0 | [`config`] | keys, defaults, sources, validation |

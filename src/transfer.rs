@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     access::{Rights, Role},
-    client::{Client, Login},
+    client::{Client, Login, Trust},
     config::{Compression, MAX_ENDPOINTS, Secret},
     engine::{Engine, Fingerprint, Mode, TableName},
     error::{Error, Result},
@@ -104,6 +104,7 @@ pub struct Transfer {
     verify: bool,
     endpoints: usize,
     compression: Option<Compression>,
+    trust: Trust,
 }
 
 enum What {
@@ -142,7 +143,13 @@ impl Transfer {
         }
         let compression = request.compression.map(|word| word.parse()).transpose();
         let compression = compression.map_err(|why: String| Error::invalid(format!("compression {why}")))?;
-        Ok(Self { rights: rights.clone(), from, login, what, to, mode, verify, endpoints, compression })
+        let (rights, trust) = (rights.clone(), Trust::default());
+        Ok(Self { rights, from, login, what, to, mode, verify, endpoints, compression, trust })
+    }
+
+    /// Whom to trust where `from` is under TLS.
+    pub fn trusting(self, trust: Trust) -> Self {
+        Self { trust, ..self }
     }
 
     /// Runs the transfer. Dropping the stream rolls it back.
@@ -171,7 +178,8 @@ impl Transfer {
     }
 
     async fn pull(self, engine: &Engine, counter: &Arc<Counter>, metrics: &Metrics) -> Result<Progress> {
-        let source = Client::connect(&self.from, self.login.as_ref()).await?.compressing(self.compression);
+        let source = Client::connect_trusting(&self.from, self.login.as_ref(), &self.trust).await?;
+        let source = source.compressing(self.compression);
         let (input, relation) = match &self.what {
             What::Table(table) => (source.table_endpoints(table.parts(), self.endpoints).await?, table.sql()),
             What::Query(query) => (source.query_endpoints(query, self.endpoints).await?, format!("({query}\n)")),

@@ -1,6 +1,6 @@
 //! The tower layer in front of every gRPC service: a header becomes an [`Identity`] in the request's extensions.
 //!
-//! Only health, and a Handshake that carries its credentials in the payload, pass without one.
+//! A call without one is whoever its connection's client certificate stands for. Only health, and a Handshake that carries its credentials in the payload, pass without one.
 
 use std::{
     convert::Infallible,
@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use super::{Authenticator, BASE64};
+use super::{Authenticator, BASE64, ClientCertificate};
 use crate::{error::Error, telemetry::Call};
 
 const HEALTH: &str = "/grpc.health.v1.Health/";
@@ -71,7 +71,10 @@ where
                 Some(value) => authenticator.authenticate(&value, address).await,
                 None if !authenticator.enabled() => Ok((authenticator.anonymous(), None)),
                 None if request.uri().path() == HANDSHAKE => return inner.call(request).await,
-                None => Err(Error::Unauthenticated("log in first: the call has no authorization header".into())),
+                None => match request.extensions().get::<ClientCertificate>() {
+                    Some(certificate) => authenticator.certified(certificate).map(|identity| (identity, None)),
+                    None => Err(Error::Unauthenticated("log in first: the call has no authorization header".into())),
+                },
             };
             let (mut identity, issued) = match outcome {
                 Ok(known) => known,

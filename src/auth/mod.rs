@@ -1,5 +1,6 @@
 //! Who calls: users, password hashes, tokens, and the layer that turns a header into an [`Identity`].
 
+mod certificate;
 mod closed;
 mod failures;
 mod jwks;
@@ -11,7 +12,7 @@ mod turns;
 mod users;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -22,8 +23,9 @@ use base64::{
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-
 use jsonwebtoken::Algorithm;
+
+pub use certificate::ClientCertificate;
 pub use layer::AuthLayer;
 pub use password::hash_password;
 pub use token::{Place, Session, TicketClaims};
@@ -83,6 +85,8 @@ struct Inner {
     enabled: bool,
     users: Users,
     roles: Roles,
+    /// From a certificate's name to a user's.
+    certificates: BTreeMap<String, String>,
     anonymous: Arc<Rights>,
     /// Verified where the user is unknown, so that both take the same work.
     decoy: Secret,
@@ -109,6 +113,7 @@ impl Authenticator {
             users: Users::new(auth, roles.clone())?,
             anonymous: roles.rights(ANONYMOUS, Some(&auth.anonymous_role), &[], &[])?,
             roles,
+            certificates: auth.certificates.clone(),
             decoy: Secret::new(hash_password("a password that nobody has")?),
             tokens: Tokens::new(auth)?,
             closed: Closed::new(auth.closed_sessions),

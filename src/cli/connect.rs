@@ -5,11 +5,31 @@ use std::{io::IsTerminal, path::PathBuf};
 use clap::{Args, builder::RangedI64ValueParser};
 
 use crate::{
-    client::{Client, Login},
+    client::{Client, Login, Trust},
     config::{Compression, MAX_ENDPOINTS, Secret},
     error::{Error, Result},
     location::Location,
 };
+
+/// Of servers under grpc+tls://.
+#[derive(Args, Clone, Default)]
+pub(super) struct TlsArguments {
+    /// PEM file of the CAs to trust under grpc+tls://, in place of the system's
+    #[arg(long, env = "MALLARD_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// PEM file of the client certificate to show there
+    #[arg(long, env = "MALLARD_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// PEM file of its key
+    #[arg(long, env = "MALLARD_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+}
+
+impl TlsArguments {
+    pub(super) fn trust(&self) -> Trust {
+        Trust { ca: self.tls_ca.clone(), identity: self.tls_cert.clone().zip(self.tls_key.clone()) }
+    }
+}
 
 #[derive(Args, Clone, Default)]
 pub(super) struct LoginArguments {
@@ -23,6 +43,8 @@ pub(super) struct LoginArguments {
     /// by default the server's configuration decides
     #[arg(long, env = "MALLARD_COMPRESSION")]
     pub(super) compression: Option<Compression>,
+    #[command(flatten)]
+    tls: TlsArguments,
 }
 
 impl LoginArguments {
@@ -30,8 +52,13 @@ impl LoginArguments {
         login(self.user.as_deref(), self.password_file.as_ref(), "MALLARD_PASSWORD")
     }
 
+    pub(super) fn trust(&self) -> Trust {
+        self.tls.trust()
+    }
+
     pub(super) async fn connect(&self, location: &Location) -> Result<Client> {
-        Ok(Client::connect(location, self.login()?.as_ref()).await?.compressing(self.compression))
+        let client = Client::connect_trusting(location, self.login()?.as_ref(), &self.trust()).await?;
+        Ok(client.compressing(self.compression))
     }
 }
 

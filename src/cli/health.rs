@@ -4,6 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use clap::Args;
 
+use super::connect::TlsArguments;
 use crate::{
     client::Client,
     error::{Error, Result},
@@ -21,13 +22,15 @@ pub(super) struct Arguments {
     /// Ask instead whether calls without a login are refused; exit code 0 only if they are
     #[arg(long)]
     denied: bool,
+    #[command(flatten)]
+    tls: TlsArguments,
 }
 
 pub(super) async fn run(arguments: &Arguments) -> Result<ExitCode> {
     let patience = Duration::try_from_secs_f64(arguments.timeout)
         .map_err(|error| Error::invalid(format!("--timeout: {error}")))?;
     let asked = tokio::time::timeout(patience, async {
-        let client = Client::connect(&arguments.uri, None).await?;
+        let client = Client::connect_trusting(&arguments.uri, None, &arguments.tls.trust()).await?;
         if arguments.denied { is_denied(&client).await } else { client.healthy().await }
     });
     let well = asked.await.map_err(|_| Error::Unreachable(format!("{} did not answer in time", arguments.uri)))??;

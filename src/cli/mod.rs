@@ -205,8 +205,23 @@ fn exit_code(error: &Error) -> u8 {
     }
 }
 
+fn is_of_another_ca(error: &Error) -> bool {
+    let message = error.to_string();
+    // The second where the CAs have the same name.
+    ["invalid peer certificate: UnknownIssuer", "invalid peer certificate: BadSignature"]
+        .iter()
+        .any(|why| message.contains(why))
+}
+
 fn what_next(error: &Error) -> Option<&'static str> {
     match error.code() {
+        // That is how HTTP/2 reads an alert of TLS.
+        Code::Internal if error.to_string().contains("frame with invalid size") => {
+            Some("the server may speak TLS: grpc+tls://HOST:PORT")
+        }
+        Code::Unavailable if is_of_another_ca(error) => {
+            Some("trust the CA of its certificate with --tls-ca FILE, or with tls.peer_ca where a server pulls")
+        }
         Code::Unavailable => Some("is the server running there? `mallard health URI` asks it"),
         Code::Unauthenticated => {
             Some("log in with --user NAME and the password in MALLARD_PASSWORD, --password-file, or at the prompt")

@@ -23,7 +23,7 @@ pub(super) struct ConfigArguments {
     /// TOML file; config/mallard.toml documents every key
     #[arg(long, env = "MALLARD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where to serve: grpc://HOST:PORT, grpc+tcp://HOST:PORT or grpc+unix:///path (server.location)
+    /// Where to serve: grpc://HOST:PORT, grpc+tls://HOST:PORT or grpc+unix:///path (server.location)
     #[arg(long, value_name = "URI")]
     location: Option<String>,
     /// Database file, or :memory: (database.path)

@@ -1,7 +1,8 @@
-//! Opening a connection, over TCP or a Unix socket, and logging in.
+//! Opening a connection, over TCP, TLS or a Unix socket, and logging in.
 
 use std::{
     fmt,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -14,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use tonic::{
     Request,
     metadata::{Ascii, MetadataValue},
-    transport::{Channel, Endpoint, Uri},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri},
 };
 use tower::service_fn;
 
@@ -38,6 +39,41 @@ impl fmt::Debug for Login {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Login({})", self.user)
     }
+}
+
+/// What is trusted over `grpc+tls://`, and shown there.
+#[derive(Debug, Clone, Default)]
+pub struct Trust {
+    /// A PEM file of CAs, in place of the system's.
+    pub ca: Option<PathBuf>,
+    /// PEM files of a client certificate and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl Trust {
+    fn config(&self, host: &str) -> Result<ClientTlsConfig> {
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let mut config = ClientTlsConfig::new().domain_name(host).timeout(CONNECT_TIMEOUT);
+        config = match &self.ca {
+            Some(path) => {
+                let text = pem(path)?;
+                // Else nobody is trusted, and the error would speak of the server.
+                if !text.contains("-----BEGIN CERTIFICATE-----") {
+                    return Err(Error::invalid(format!("{}: holds no certificate in PEM", path.display())));
+                }
+                config.ca_certificate(Certificate::from_pem(text))
+            }
+            None => config.with_native_roots(),
+        };
+        Ok(match &self.identity {
+            Some((certificate, key)) => config.identity(Identity::from_pem(pem(certificate)?, pem(key)?)),
+            None => config,
+        })
+    }
+}
+
+fn pem(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|error| Error::Io(format!("{}: {error}", path.display())))
 }
 
 /// The headers that go with every call.
@@ -97,19 +133,28 @@ impl Login {
     }
 }
 
-pub(super) async fn channel(location: &Location) -> Result<Channel> {
+pub(super) async fn channel(location: &Location, trust: &Trust) -> Result<Channel> {
     let unreachable = |error: tonic::transport::Error| {
         let mut message = format!("cannot connect to {location}");
         let mut cause = std::error::Error::source(&error);
-        while let Some(error) = cause {
-            message = format!("{message}: {error}");
-            cause = error.source();
+        while let Some(source) = cause {
+            let error = source.to_string();
+            // Some repeat what is behind them.
+            if !message.ends_with(&error) {
+                message = format!("{message}: {error}");
+            }
+            cause = source.source();
         }
         Error::Unreachable(message)
     };
     match location {
         Location::Tcp { host, port } => {
             let endpoint = Endpoint::from_shared(format!("http://{host}:{port}")).map_err(unreachable)?;
+            tuned(endpoint).connect().await.map_err(unreachable)
+        }
+        Location::Tls { host, port } => {
+            let endpoint = Endpoint::from_shared(format!("https://{host}:{port}")).map_err(unreachable)?;
+            let endpoint = endpoint.tls_config(trust.config(host)?).map_err(unreachable)?;
             tuned(endpoint).connect().await.map_err(unreachable)
         }
         Location::Unix(path) => {

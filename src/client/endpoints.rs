@@ -38,7 +38,7 @@ impl Client {
         let info = self.info_of(descriptor, Some(count)).await?;
         let tickets: Vec<Ticket> = info.endpoint.into_iter().filter_map(|endpoint| endpoint.ticket).collect();
         // The first ticket that is used starts the statement, so all connections are there before.
-        let connections = tickets.iter().map(|_| Self::open(&self.location, self.headers.clone()));
+        let connections = tickets.iter().map(|_| Self::open(&self.location, self.trust.clone(), self.headers.clone()));
         let connections = try_join_all(connections).await?;
         let opening = connections.iter().zip(tickets).map(|(connection, ticket)| connection.get(ticket));
         let streams = try_join_all(opening).await?;

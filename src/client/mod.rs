@@ -23,7 +23,7 @@ use tonic::{Request, Status, Streaming, body::Body, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tower::{Service, ServiceExt};
 
-pub use connect::Login;
+pub use connect::{Login, Trust};
 pub use endpoints::ENDPOINTS_HEADER;
 
 use crate::{
@@ -46,6 +46,7 @@ pub struct Client {
     channel: Channel,
     headers: Headers,
     location: Location,
+    trust: Arc<Trust>,
     peer: String,
 }
 
@@ -59,7 +60,12 @@ pub struct Stored {
 impl Client {
     /// Connects and, with a login, exchanges the password for a bearer token.
     pub async fn connect(location: &Location, login: Option<&Login>) -> Result<Self> {
-        let mut client = Self::open(location, Headers::default()).await?;
+        Self::connect_trusting(location, login, &Trust::default()).await
+    }
+
+    /// The same where the system's CAs are not what `grpc+tls://` is to trust, or where it takes a client certificate.
+    pub async fn connect_trusting(location: &Location, login: Option<&Login>, trust: &Trust) -> Result<Self> {
+        let mut client = Self::open(location, Arc::new(trust.clone()), Headers::default()).await?;
         if let Some(login) = login {
             let (span, request) = client.request("Handshake", futures::stream::empty::<HandshakeRequest>());
             let token = span.of(login.exchange(&mut client.flight, &client.peer, request)).await?;
@@ -68,12 +74,12 @@ impl Client {
         Ok(client)
     }
 
-    async fn open(location: &Location, headers: Headers) -> Result<Self> {
-        let channel = connect::channel(location).await?;
+    async fn open(location: &Location, trust: Arc<Trust>, headers: Headers) -> Result<Self> {
+        let channel = connect::channel(location, &trust).await?;
         let flight = FlightServiceClient::new(channel.clone())
             .max_decoding_message_size(usize::MAX)
             .max_encoding_message_size(usize::MAX);
-        Ok(Self { flight, channel, headers, location: location.clone(), peer: location.to_string() })
+        Ok(Self { flight, channel, headers, location: location.clone(), trust, peer: location.to_string() })
     }
 
     /// Compresses the record batches it sends, and asks the server for the same; where the network is slower than the

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     access::{Rights, Role},
     auth::Identity,
+    client::Trust,
     engine::{Kill, RunningStatement},
     error::{Error, Result},
     transfer::{self, Transfer},
@@ -143,7 +144,10 @@ impl Flight {
             }
             "transfer" => {
                 let request: transfer::Request = json(name, body)?;
-                let progress = Transfer::new(&identity.rights, request)?.run(self.engine.clone(), self.metrics.clone());
+                // No certificate is shown: the server's own identity is not its clients' to use.
+                let trust = Trust { ca: self.config.tls.peer_ca.clone(), identity: None };
+                let transfer = Transfer::new(&identity.rights, request)?.trusting(trust);
+                let progress = transfer.run(self.engine.clone(), self.metrics.clone());
                 Ok(progress.map(|step| step.and_then(|step| to_json(&step))).boxed())
             }
             "queries" => {

@@ -37,7 +37,7 @@ pub struct Flight {
     pub(super) exchangers: Registry,
     pub(super) running: Running,
     pub(super) shared: SharedResults,
-    config: Arc<Config>,
+    pub(super) config: Arc<Config>,
     pub(super) metrics: Metrics,
 }
 

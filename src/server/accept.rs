@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::Service;
 
-use super::connection::Activity;
+use super::{connection::Activity, tls::Tls};
 use crate::{
+    auth::ClientCertificate,
     config::{Size, Wire},
     error::{Error, Result},
     location::Location,
@@ -51,6 +52,8 @@ pub(super) struct Acceptor<S> {
     service: S,
     http2: http2::Builder<TokioExecutor>,
     nodelay: bool,
+    /// Of the TCP listener; a Unix socket has none.
+    tls: Option<Tls>,
     activity: Activity,
     stop: CancellationToken,
 }
@@ -60,11 +63,13 @@ impl Listener {
     pub(super) async fn bind(location: &Location) -> Result<(Self, Location)> {
         let failed = |error: io::Error| Error::Io(format!("cannot listen on {location}: {error}"));
         match location {
-            Location::Tcp { host, port } => {
+            Location::Tcp { host, port } | Location::Tls { host, port } => {
                 let address = (host.trim_start_matches('[').trim_end_matches(']'), *port);
                 let listener = TcpListener::bind(address).await.map_err(failed)?;
                 let port = listener.local_addr().map_err(failed)?.port();
-                Ok((Self::Tcp(listener), Location::Tcp { host: host.clone(), port }))
+                let bound = Location::Tcp { host: host.clone(), port };
+                let bound = if matches!(location, Location::Tls { .. }) { bound.under_tls() } else { bound };
+                Ok((Self::Tcp(listener), bound))
             }
             Location::Unix(path) => {
                 remove_stale_socket(path).await?;
@@ -103,7 +108,13 @@ where
     S::Future: Send,
 {
     /// Nothing is accepted any more once `stop` is cancelled, and connections end with the calls that are open.
-    pub(super) fn new(service: S, config: &Wire, activity: Activity, stop: CancellationToken) -> Self {
+    pub(super) fn new(
+        service: S,
+        config: &Wire,
+        tls: Option<Tls>,
+        activity: Activity,
+        stop: CancellationToken,
+    ) -> Self {
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())
@@ -117,7 +128,7 @@ where
             .max_header_list_size(MAX_HEADERS)
             .max_pending_accept_reset_streams(MAX_RESETS)
             .max_local_error_reset_streams(MAX_RESETS);
-        Self { service, http2, nodelay: config.nodelay, activity, stop }
+        Self { service, http2, nodelay: config.nodelay, tls, activity, stop }
     }
 
     /// Completes when all connections have ended after the stop. Dropping it cuts them.
@@ -144,22 +155,43 @@ where
             Listener::Tcp(listener) => {
                 let (io, peer) = listener.accept().await?;
                 io.set_nodelay(self.nodelay)?;
-                connections.spawn(self.clone().connection(self.activity.watch(io), Some(Peer(peer))));
+                connections.spawn(self.clone().tcp(self.activity.watch(io), Peer(peer)));
             }
             Listener::Unix(listener, _) => {
                 let (io, _unnamed) = listener.accept().await?;
-                connections.spawn(self.clone().connection(self.activity.watch(io), None));
+                connections.spawn(self.clone().connection(self.activity.watch(io), None, None));
             }
         }
         Ok(())
     }
 
-    async fn connection(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Option<Peer>) {
+    async fn tcp(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
+        let Some(tls) = self.tls.clone() else { return self.connection(io, Some(peer), None).await };
+        let shaken = tokio::select! {
+            // Nobody has asked for anything yet.
+            () = self.stop.cancelled() => return,
+            shaken = tls.handshake(io) => shaken,
+        };
+        match shaken {
+            Ok((io, certificate)) => self.connection(io, Some(peer), certificate).await,
+            Err(error) => tracing::debug!(%error, peer = %peer.0, "a TLS handshake failed"),
+        }
+    }
+
+    async fn connection(
+        self,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: Option<Peer>,
+        certificate: Option<ClientCertificate>,
+    ) {
         let Self { service, http2, stop, .. } = self;
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             if let Some(peer) = peer {
                 request.extensions_mut().insert(peer);
+            }
+            if let Some(certificate) = &certificate {
+                request.extensions_mut().insert(certificate.clone());
             }
             // Always ready: nothing in front of the Flight service limits it.
             service.clone().call(request)

@@ -7,6 +7,7 @@ mod gate;
 mod rpc;
 mod services;
 mod status;
+mod tls;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -32,6 +33,7 @@ use connection::Activity;
 use gate::{Gate, State};
 use rpc::RpcLayer;
 use services::Services;
+use tls::Tls;
 
 /// How long an interrupted statement may take to notice.
 const INTERRUPT_PATIENCE: Duration = Duration::from_secs(5);
@@ -76,7 +78,15 @@ impl Server {
         let (users, keys) = (authenticator.clone(), authenticator.clone());
         reloads.watch("users", users_files, move || users.reload_users());
         reloads.watch("keys", key_files, move || keys.reload_keys());
-        let (listener, location) = Listener::bind(&config.server.location).await?;
+        let tls_files = Tls::files(&config.tls);
+        let (settings, patience, tls_metrics) =
+            (config.tls.clone(), config.limits.handshake_timeout.0, metrics.clone());
+        let tls = tokio::task::spawn_blocking(move || Tls::new(&settings, patience, tls_metrics));
+        let tls = tls.await.map_err(Error::internal)??;
+        if let Some(tls) = tls.clone() {
+            reloads.watch("certificate", tls_files, move || tls.reload());
+        }
+        let (listener, location) = Listener::bind(&config.served()).await?;
         let mut listeners = vec![listener];
         if let Some(path) = &config.server.unix_socket {
             listeners.push(Listener::bind(&Location::Unix(path.clone())).await?.0);
@@ -98,7 +108,7 @@ impl Server {
             .service(Services { health: health_service, flight: gate.clone() });
         let activity = Activity::new(metrics.clone());
         let stop_accepting = CancellationToken::new();
-        let acceptor = Acceptor::new(stack, &config.wire, activity.clone(), stop_accepting.clone());
+        let acceptor = Acceptor::new(stack, &config.wire, tls, activity.clone(), stop_accepting.clone());
         let mut serving = JoinSet::new();
         for listener in listeners {
             serving.spawn(acceptor.clone().serve(listener));

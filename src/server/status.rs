@@ -120,6 +120,7 @@ pub(super) fn reachable(public: Option<&Location>, served: &Location, asked: Opt
     }
     match (served, asked.and_then(host)) {
         (Location::Tcp { port, .. }, Some(host)) => Location::Tcp { host: host.into(), port: *port }.to_string(),
+        (Location::Tls { port, .. }, Some(host)) => Location::Tls { host: host.into(), port: *port }.to_string(),
         _ => served.to_string(),
     }
 }

@@ -101,6 +101,8 @@ pub struct Inner {
     pub audit_lost: IntCounter,
     /// Where what is counted is written down, too; set once, at start.
     pub audit: OnceLock<Audit>,
+    handshakes: IntCounterVec,
+    pub certificate_not_after: IntGauge,
     pub ready: IntGauge,
     pub draining: IntGauge,
     pub invalidated: IntGauge,
@@ -274,6 +276,12 @@ impl Metrics {
                 "Files read again after a change or SIGHUP; what was there before stays in use where the new is refused.",
                 &["what", "outcome"],
             ),
+            handshakes: counters(r, "mallard_tls_handshakes_total", "TLS handshakes on the Flight port.", &["outcome"]),
+            certificate_not_after: gauge(
+                r,
+                "mallard_tls_certificate_not_after_timestamp_seconds",
+                "When the certificate of the Flight port expires, in seconds since 1970; 0 without TLS.",
+            ),
             ready: gauge(r, "mallard_ready", "1 while the server is ready for calls."),
             draining: gauge(r, "mallard_draining", "1 once the server has begun to stop."),
             invalidated: gauge(r, "mallard_database_invalidated", "1 once DuckDB has declared the database unusable."),
@@ -319,6 +327,12 @@ impl Inner {
         }
         for reason in ["unauthenticated", "permission", "limit"] {
             self.denials.with_label_values(&[reason]);
+        }
+        for outcome in ["ok", "failed", "timeout"] {
+            self.handshakes.with_label_values(&[outcome]);
+        }
+        for outcome in ["ok", "refused"] {
+            self.logins.with_label_values(&["mtls", outcome]);
         }
         for what in ["certificate", "users", "keys"] {
             for outcome in ["ok", "refused"] {
@@ -401,6 +415,11 @@ impl Inner {
 
     pub fn jwks_fetched(&self, ok: bool) {
         self.jwks_fetches.with_label_values(&[if ok { "ok" } else { "error" }]).inc();
+    }
+
+    /// `outcome` is `ok`, `failed` or `timeout`.
+    pub fn handshake(&self, outcome: &str) {
+        self.handshakes.with_label_values(&[outcome]).inc();
     }
 
     /// An exchange under way, counted when it ends.

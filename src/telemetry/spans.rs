@@ -116,7 +116,7 @@ pub struct ClientSpan {
 impl ClientSpan {
     pub fn begin(method: &'static Method, location: &Location) -> Self {
         let (address, port) = match location {
-            Location::Tcp { host, port } => (host.clone(), Some(*port)),
+            Location::Tcp { host, port } | Location::Tls { host, port } => (host.clone(), Some(*port)),
             Location::Unix(path) => (path.display().to_string(), None),
         };
         let span = tracing::info_span!(

@@ -135,7 +135,12 @@ fn open_to_others_without_login_is_refused_unless_said() {
     );
     let said = [open[0], ("MALLARD__AUTH__ALLOW_ANONYMOUS", "true")];
     assert!(from("", &said, &[]).is_ok());
-    let login = [open[0], ("MALLARD__AUTH__ENABLED", "true"), ("MALLARD__AUTH__USERS__A__PASSWORD", "x")];
+    let login = [
+        open[0],
+        ("MALLARD__AUTH__ENABLED", "true"),
+        ("MALLARD__AUTH__USERS__A__PASSWORD", "x"),
+        ("MALLARD__AUTH__ALLOW_PLAINTEXT", "true"),
+    ];
     assert!(from("", &login, &[]).is_ok());
     for local in ["grpc://127.0.0.1:1", "grpc+tcp://localhost:1", "grpc://[::1]:1", "grpc+unix:///tmp/x.sock"] {
         assert!(from("", &[("MALLARD__SERVER__LOCATION", local)], &[]).is_ok(), "{local}");
@@ -146,4 +151,47 @@ fn open_to_others_without_login_is_refused_unless_said() {
 fn login_without_users_is_refused() {
     let refused = mistakes("", &[("MALLARD__AUTH__ENABLED", "true")]);
     assert!(refused[0].contains("mallard user hash"), "{refused:?}");
+}
+
+#[test]
+fn logins_travel_in_the_clear_only_where_that_is_said() {
+    let open = "[server]\nlocation = 'grpc://0.0.0.0:8815'\n[auth]\nenabled = true\nusers_file = 'users.toml'\n";
+    let found = mistakes(open, &[]);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    for part in ["server.location", "tls.certificate", "auth.allow_plaintext", "mallard.toml"] {
+        assert!(found[0].contains(part), "{part}: {}", found[0]);
+    }
+    from(open, &[("MALLARD__AUTH__ALLOW_PLAINTEXT", "true")], &[]).unwrap();
+    let under_tls = [("MALLARD__TLS__CERTIFICATE", "tls.crt"), ("MALLARD__TLS__KEY", "tls.key")];
+    let loaded = from(open, &under_tls, &[]).unwrap();
+    assert_eq!(loaded.config.served().to_string(), "grpc+tls://0.0.0.0:8815");
+    for local in ["grpc://127.0.0.1:0", "grpc://localhost:1", "grpc://[::1]:1", "grpc+unix:///tmp/socket"] {
+        from(open, &[("MALLARD__SERVER__LOCATION", local)], &[]).unwrap();
+    }
+}
+
+#[test]
+fn half_of_a_tls_configuration_is_a_mistake() {
+    let pair = "certificate = 'c'\nkey = 'k'\n";
+    for (toml, why) in [
+        ("[tls]\ncertificate = 'c'\n".to_string(), "tls.certificate: needs tls.key"),
+        ("[tls]\nkey = 'k'\n".to_string(), "tls.key: needs tls.certificate"),
+        ("[server]\nlocation = 'grpc+tls://127.0.0.1:1'\n".to_string(), "server.location: grpc+tls:// needs"),
+        (format!("[server]\nlocation = 'grpc+unix:///s'\n[tls]\n{pair}"), "tls.certificate: server.location is a Unix"),
+        (format!("[tls]\n{pair}client_ca = 'a'\n"), "tls.client_ca: is not used"),
+        (format!("[tls]\n{pair}client_auth = 'required'\n"), "tls.client_auth: needs tls.client_ca"),
+        ("[tls]\nclient_auth = 'optional'\nclient_ca = 'a'\n".to_string(), "tls.client_auth: needs tls.certificate"),
+        ("[limits]\nhandshake_timeout = '0s'\n".to_string(), "limits.handshake_timeout: must be longer"),
+        (
+            "[auth.users.alice]\npassword = 'x'\n[auth.certificates]\n'etl.example.com' = 'nobody'\n".to_string(),
+            "auth.certificates.etl.example.com: there is no user \"nobody\"",
+        ),
+    ] {
+        let found = mistakes(&toml, &[]);
+        assert!(found.len() == 1 && found[0].starts_with(why), "{toml}: {found:#?}");
+    }
+    let toml = "[auth.users.alice]\npassword = 'x'\n[auth.certificates]\n'etl.example.com' = 'alice'\n";
+    let loaded = from(toml, &[], &[]).unwrap();
+    assert_eq!(loaded.config.auth.certificates["etl.example.com"], "alice");
+    assert!(loaded.show().contains("auth.certificates.etl.example.com = \"alice\"  # "), "{}", loaded.show());
 }

@@ -26,6 +26,7 @@ mod roles;
 mod support;
 mod telemetry;
 mod tidy;
+mod tls;
 mod tokens;
 mod traces;
 mod transfer;

@@ -58,5 +58,46 @@ mallard-db.github.io/server: {{ .server }}
 
 {{/* Under this URI everything in the cluster finds the server. */}}
 {{- define "mallard.server.uri" -}}
-grpc://{{ .name }}.{{ .root.Release.Namespace }}.svc:8815
+grpc{{ if .root.Values.tls.existingSecret }}+tls{{ end }}://{{ .name }}.{{ .root.Release.Namespace }}.svc:8815
+{{- end }}
+
+{{/* Where the Secret of tls.existingSecret is, in servers and Jobs. */}}
+{{- define "mallard.tls.mount" -}}
+{{- if .Values.tls.existingSecret }}
+- name: tls
+  mountPath: /etc/mallard-tls
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{/* Takes the root, and whether the private key is needed. */}}
+{{- define "mallard.tls.volume" -}}
+{{- $root := index . 0 }}
+{{- with $root.Values.tls }}
+{{- if .existingSecret }}
+- name: tls
+  secret:
+    secretName: {{ .existingSecret }}
+    defaultMode: 0440
+    items:
+      {{- if index $ 1 }}
+      - key: tls.crt
+        path: tls.crt
+      - key: tls.key
+        path: tls.key
+      {{- end }}
+      {{- if .caKey }}
+      - key: {{ .caKey }}
+        path: ca.crt
+      {{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What `mallard` commands trust. */}}
+{{- define "mallard.tls.env" -}}
+{{- if and .Values.tls.existingSecret .Values.tls.caKey }}
+- name: MALLARD_TLS_CA
+  value: /etc/mallard-tls/ca.crt
+{{- end }}
 {{- end }}

@@ -96,6 +96,13 @@ spec:
             path: password
     - name: tmp
       emptyDir: {}
+    {{- with .root.Values.tls }}
+    {{- if .caKey }}
+    {{- with include "mallard.tls.volume" (list $.root false) }}
+    {{- . | trim | nindent 4 }}
+    {{- end }}
+    {{- end }}
+    {{- end }}
 {{- end }}
 
 {{- define "mallard.job.container" -}}
@@ -111,6 +118,9 @@ spec:
       value: {{ $root.Values.auth.user }}
     - name: MALLARD_PASSWORD_FILE
       value: /run/mallard/password
+    {{- with include "mallard.tls.env" $root }}
+    {{- . | trim | nindent 4 }}
+    {{- end }}
     {{- with include "mallard.traces.env" (list $root (printf "mallard-%s" .job.component)) }}
     {{- . | trim | nindent 4 }}
     {{- end }}
@@ -122,4 +132,9 @@ spec:
       readOnly: true
     - name: tmp
       mountPath: /tmp
+    {{- if $root.Values.tls.caKey }}
+    {{- with include "mallard.tls.mount" $root }}
+    {{- . | trim | nindent 4 }}
+    {{- end }}
+    {{- end }}
 {{- end }}

@@ -29,7 +29,7 @@ use crate::{
         progress::{Measured, Meter},
         workload::{Generated, Workload},
     },
-    client::{Client, Login},
+    client::{Client, Login, Trust},
     engine::{Engine, Fingerprint, Mode, TableName},
     error::{Error, Result},
     location::Location,
@@ -100,8 +100,8 @@ struct Answer {
 }
 
 /// Answers line by line until standard input ends.
-pub(super) async fn run(login: Option<Login>) -> Result<()> {
-    let mut agent = Agent { login, local: files::local().await?, clients: HashMap::new(), generated: None };
+pub(super) async fn run(login: Option<Login>, trust: Trust) -> Result<()> {
+    let mut agent = Agent { login, trust, local: files::local().await?, clients: HashMap::new(), generated: None };
     let lost = |error: std::io::Error| Error::Io(format!("standard input or output: {error}"));
     while let Some(line) = next_line().await.map_err(lost)? {
         let answer = match agent.answer(&line).await {
@@ -124,6 +124,7 @@ async fn next_line() -> std::io::Result<Option<String>> {
 
 struct Agent {
     login: Option<Login>,
+    trust: Trust,
     local: Engine,
     /// As many connections as were ever needed at once, by location.
     clients: HashMap<String, Vec<Client>>,
@@ -324,7 +325,7 @@ impl Agent {
     async fn clients(&mut self, server: &str, wanted: usize) -> Result<&[Client]> {
         let clients = self.clients.entry(server.to_string()).or_default();
         while clients.len() < wanted {
-            clients.push(Client::connect(&location(server)?, self.login.as_ref()).await?);
+            clients.push(Client::connect_trusting(&location(server)?, self.login.as_ref(), &self.trust).await?);
         }
         Ok(&clients[..wanted])
     }

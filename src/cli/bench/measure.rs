@@ -15,7 +15,7 @@ use crate::{
         progress::{Measured, Meter},
         workload::{Generated, Workload},
     },
-    client::{Client, Login},
+    client::{Client, Login, Trust},
     engine::{Engine, Fingerprint},
     error::{Error, Result},
     location::Location,
@@ -35,6 +35,7 @@ pub(super) struct Plan {
     pub(super) first: Location,
     pub(super) second: Option<Location>,
     pub(super) login: Option<Login>,
+    pub(super) trust: Trust,
     pub(super) workload: Workload,
     pub(super) rows: u64,
     pub(super) rounds: u32,
@@ -100,9 +101,9 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) async fn open(plan: Plan) -> Result<Self> {
-        let first = Client::connect(&plan.first, plan.login.as_ref()).await?;
+        let first = Client::connect_trusting(&plan.first, plan.login.as_ref(), &plan.trust).await?;
         let second = match &plan.second {
-            Some(second) => Client::connect(second, plan.login.as_ref()).await?,
+            Some(second) => Client::connect_trusting(second, plan.login.as_ref(), &plan.trust).await?,
             None => first.clone(),
         };
         let version = first_row(first.query("SELECT version()").await?).await?.join(" ");
@@ -228,7 +229,9 @@ impl Bench {
         self.ask(&clients).await?;
         if self.plan.clients > 1 {
             while clients.len() < self.plan.clients {
-                clients.push(Client::connect(&self.plan.first, self.plan.login.as_ref()).await?);
+                clients.push(
+                    Client::connect_trusting(&self.plan.first, self.plan.login.as_ref(), &self.plan.trust).await?,
+                );
             }
             small::ask(&clients, Until::Asked(WARM_UP_QUERIES)).await?;
             self.ask(&clients).await?;

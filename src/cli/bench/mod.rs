@@ -91,9 +91,9 @@ enum Format {
 /// Exit code 0 only if everything was verified, 130 after Ctrl-C. It has an end of its own, because its tables are dropped
 /// after Ctrl-C, too.
 pub(super) async fn run(arguments: Arguments) -> Result<ExitCode> {
-    let login = arguments.login.login()?;
+    let (login, trust) = (arguments.login.login()?, arguments.login.trust());
     let Some(first) = arguments.uri.clone() else {
-        return match unless_interrupted(agent::run(login)).await {
+        return match unless_interrupted(agent::run(login, trust)).await {
             Some(ended) => ended.map(|()| ExitCode::SUCCESS),
             None => Ok(interrupted()),
         };
@@ -102,6 +102,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<ExitCode> {
         first,
         second: arguments.uri2.clone(),
         login,
+        trust,
         workload: arguments.workload,
         rows: arguments.rows.unwrap_or(arguments.workload.usual_rows()),
         rounds: arguments.rounds,

@@ -52,7 +52,8 @@ pub(super) struct Arguments {
 pub(super) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let servers = match (&arguments.server1, &arguments.server2) {
         (Some(first), Some(second)) => {
-            Servers::running([first.clone(), second.clone()], arguments.login.login()?, arguments.wait).await?
+            let (login, trust) = (arguments.login.login()?, arguments.login.trust());
+            Servers::running([first.clone(), second.clone()], login, trust, arguments.wait).await?
         }
         _ => Servers::in_process().await?,
     };

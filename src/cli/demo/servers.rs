@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::{
     access::Role,
     auth::hash_password,
-    client::{Client, Login},
+    client::{Client, Login, Trust},
     config::{Config, Credential, Listen, Secret, User},
     error::{Error, Result},
     location::Location,
@@ -15,6 +15,7 @@ use crate::{
 pub(super) struct Servers {
     pub(super) locations: [Location; 2],
     pub(super) login: Option<Login>,
+    trust: Trust,
     own: Vec<Server>,
 }
 
@@ -33,15 +34,20 @@ impl Servers {
         let own = vec![Server::start(config.clone()).await?, Server::start(config).await?];
         let locations = [own[0].location().clone(), own[1].location().clone()];
         let login = Some(Login { user: "demo".into(), password: Secret::new(password) });
-        Ok(Self { locations, login, own })
+        Ok(Self { locations, login, trust: Trust::default(), own })
     }
 
     /// Servers that run already; waits until both are healthy.
-    pub(super) async fn running(locations: [Location; 2], login: Option<Login>, wait: Duration) -> Result<Self> {
+    pub(super) async fn running(
+        locations: [Location; 2],
+        login: Option<Login>,
+        trust: Trust,
+        wait: Duration,
+    ) -> Result<Self> {
         let deadline = Instant::now() + wait;
         for location in &locations {
             loop {
-                let why = match Client::connect(location, None).await {
+                let why = match Client::connect_trusting(location, None, &trust).await {
                     Ok(client) => match client.healthy().await {
                         Ok(true) => break,
                         Ok(false) => "it answers NOT_SERVING".to_string(),
@@ -56,11 +62,11 @@ impl Servers {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         }
-        Ok(Self { locations, login, own: Vec::new() })
+        Ok(Self { locations, login, trust, own: Vec::new() })
     }
 
     pub(super) async fn connect(&self, index: usize) -> Result<Client> {
-        Client::connect(&self.locations[index], self.login.as_ref()).await
+        Client::connect_trusting(&self.locations[index], self.login.as_ref(), &self.trust).await
     }
 
     pub(super) fn describe(&self) -> String {

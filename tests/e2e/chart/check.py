@@ -241,6 +241,7 @@ def refusals(values, named, helm3, helm4, kubernetes):
 
 # Another value for what has no obvious one.
 OTHER = {
+    "tls.clientAuth": "off",
     "image.repository": "example.com/mallard",
     "image.tag": "9.9.9",
     "image.digest": "sha256:" + "0" * 64,
@@ -422,7 +423,13 @@ OWNED = {
     "database.temp_directory",
     "auth.enabled",
     "auth.allow_anonymous",
+    "auth.allow_plaintext",
     "auth.signing_key",
+    "tls.certificate",
+    "tls.key",
+    "tls.client_ca",
+    "tls.client_auth",
+    "tls.peer_ca",
     "traces.exporter",
     "traces.endpoint",
     "traces.protocol",

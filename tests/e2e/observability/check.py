@@ -41,6 +41,8 @@ mallard_build_info gauge version revision duckdb_version arrow_version
 mallard_ready gauge
 mallard_audit_lost_total counter
 mallard_config_reloads_total counter what outcome
+mallard_tls_handshakes_total counter outcome
+mallard_tls_certificate_not_after_timestamp_seconds gauge
 mallard_draining gauge
 mallard_database_invalidated gauge
 mallard_connections gauge
@@ -92,7 +94,7 @@ process_threads gauge
 UNUSED = {
     "process_virtual_memory_bytes": "address space is reserved freely and says nothing about memory in use",
     "mallard_audit_lost_total": "0 where the audit log can be written; README says what it is",
-    "mallard_config_reloads_total": "0 but where files are replaced, and the log says why one was refused",
+    "mallard_tls_handshakes_total": "all 0 without TLS; failures are a client's, and mallard_connections shows what they cost",
 }
 # Series that Prometheus makes itself.
 OF_PROMETHEUS = {"up": frozenset(), "ALERTS": frozenset({"alertname", "alertstate", "severity"})}
