@@ -315,7 +315,7 @@ async fn grants_hold_for_every_form_of_statement() {
     for sql in ["FROM sales.salaries", "FROM scratch.secrets", "SELECT * FROM sales.orders WHERE salary > 1"] {
         let hint = ann.query(sql).await.err().expect("it is not there").to_string();
         assert!(!hint.contains("hr") && !hint.contains("Did you mean \"main"), "{sql}: {hint}");
-        let info = ann.info(FlightDescriptor::new_cmd(sql)).await.err().expect("it is not there").to_string();
+        let info = ann.info(FlightDescriptor::new_cmd(sql)).await.expect_err("it is not there").to_string();
         assert!(!info.contains("hr") && !info.contains("Did you mean \"main"), "{sql}: {info}");
     }
     let hint = admin.query("FROM sales.salaries").await.err().unwrap().to_string();
