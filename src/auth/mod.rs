@@ -210,7 +210,8 @@ impl Authenticator {
             if let Some(audit) = self.0.metrics.audit.get() {
                 let peer = address.map(|address| address.to_string());
                 let (user, peer) = (Some(user), peer.as_deref());
-                audit.write(&Event { event: "login", user, peer, method: Some(method), outcome, ..Event::default() });
+                let event = Event { event: "login", user, peer, method: Some(method), outcome, ..Event::default() };
+                if outcome == "limited" { audit.write_of_stranger(&event) } else { audit.write(&event) }
             }
         };
         let known = self.0.users.get(user);

@@ -118,7 +118,8 @@ pub(super) fn describe(connection: &Connection, sql: &str, class: &str) -> Descr
     let operation = class.to_uppercase();
     let (mut text, mut targets) = (String::new(), Vec::<String>::new());
     // Between FROM, INTO, JOIN .. and the first word that is no part of a name.
-    let (mut naming, mut end) = (false, 0);
+    // And whether a comma is followed by one more.
+    let (mut naming, mut listing, mut end) = (false, false, 0);
     let Ok(tokens) = SqlTokenIterator::new(connection, sql) else {
         return Description { summary: operation.clone(), operation, targets, text: "?".into() };
     };
@@ -141,20 +142,33 @@ pub(super) fn describe(connection: &Connection, sql: &str, class: &str) -> Descr
             TokenType::Keyword => {
                 let among = |words: &[&str]| words.iter().any(|word| lexeme.eq_ignore_ascii_case(word));
                 let opens = among(&["from", "into", "join", "table", "update", "view"]);
-                match targets.last_mut().filter(|name| naming && name.is_empty()) {
+                match targets.last_mut().filter(|name| naming && (name.is_empty() || name.ends_with('.'))) {
                     // A table may be called what is a keyword elsewhere.
                     Some(name) if !opens && !among(&NO_NAMES) => name.push_str(lexeme),
-                    _ => naming = opens,
+                    _ => {
+                        listing &= among(&["as"]);
+                        naming = opens;
+                    }
                 }
                 if opens {
+                    listing = among(&["from"]);
                     targets.push(String::new());
                 }
             }
-            TokenType::Identifier if naming => targets.last_mut().into_iter().for_each(|name| name.push_str(lexeme)),
-            TokenType::Operator if naming && lexeme == "." => {
-                targets.last_mut().into_iter().for_each(|name| name.push('.'));
+            TokenType::Identifier
+                if naming && targets.last().is_some_and(|name| name.is_empty() || name.ends_with('.')) =>
+            {
+                targets.last_mut().into_iter().for_each(|name| name.push_str(lexeme));
             }
-            _ => naming = false,
+            // Behind a table's name: its alias.
+            TokenType::Identifier => naming = false,
+            // The tokenizer takes a lone dot for the beginning of a number.
+            _ if naming && lexeme == "." => targets.last_mut().into_iter().for_each(|name| name.push('.')),
+            _ if listing && lexeme == "," => {
+                naming = true;
+                targets.push(String::new());
+            }
+            _ => (naming, listing) = (false, false),
         }
     }
     let mut summary = operation.clone();

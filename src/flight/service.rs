@@ -71,7 +71,7 @@ impl Flight {
 
     /// What DoGet answers.
     pub(super) async fn rows(&self, caller: &Caller, ticket: &[u8]) -> Result<RecordBatchStream, Error> {
-        let rows = self.get(&caller.identity, ticket).await?;
+        let rows = caller.call.noting(self.get(&caller.identity, ticket).await)?;
         Ok(counted(&caller.call, Direction::Sent, rows))
     }
 }
@@ -134,26 +134,26 @@ impl FlightService for Flight {
     }
 
     async fn list_flights(&self, request: Request<Criteria>) -> Answer<Self::ListFlightsStream> {
-        let Caller { identity, .. } = Caller::of(request.extensions())?;
-        let flights = self.list(&identity, &request.into_inner().expression).await?;
+        let Caller { identity, call } = Caller::of(request.extensions())?;
+        let flights = call.noting(self.list(&identity, &request.into_inner().expression).await)?;
         Ok(Response::new(stream::iter(flights.into_iter().map(Ok)).boxed()))
     }
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<FlightInfo> {
-        let Caller { identity, .. } = Caller::of(request.extensions())?;
+        let Caller { identity, call } = Caller::of(request.extensions())?;
         let endpoints = self.endpoints(request.metadata().as_ref())?;
-        Ok(Response::new(self.info(&identity, request.into_inner(), endpoints).await?))
+        Ok(Response::new(call.noting(self.info(&identity, request.into_inner(), endpoints).await)?))
     }
 
     async fn poll_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<PollInfo> {
-        let Caller { identity, .. } = Caller::of(request.extensions())?;
+        let Caller { identity, call } = Caller::of(request.extensions())?;
         let endpoints = self.endpoints(request.metadata().as_ref())?;
-        Ok(Response::new(self.poll(&identity, request.into_inner(), endpoints).await?))
+        Ok(Response::new(call.noting(self.poll(&identity, request.into_inner(), endpoints).await)?))
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Answer<SchemaResult> {
-        let Caller { identity, .. } = Caller::of(request.extensions())?;
-        Ok(Response::new(self.schema(&identity, request.get_ref()).await?))
+        let Caller { identity, call } = Caller::of(request.extensions())?;
+        Ok(Response::new(call.noting(self.schema(&identity, request.get_ref()).await)?))
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Answer<Self::DoGetStream> {
@@ -188,15 +188,16 @@ impl FlightService for Flight {
     }
 
     async fn do_action(&self, request: Request<Action>) -> Answer<Self::DoActionStream> {
-        let Caller { identity, .. } = Caller::of(request.extensions())?;
+        let Caller { identity, call } = Caller::of(request.extensions())?;
         let Action { r#type, body } = request.into_inner();
-        let results = self.action(&identity, &r#type, &body).await?;
+        call.set_action(&r#type);
+        let results = call.noting(self.action(&identity, &r#type, &body).await)?;
         let results = results.map(|result| result.map(arrow_flight::Result::new).map_err(Status::from));
         Ok(Response::new(results.boxed()))
     }
 
     async fn list_actions(&self, request: Request<Empty>) -> Answer<Self::ListActionsStream> {
-        let Caller { identity, .. } = Caller::of(request.extensions())?;
+        let Caller { identity, call: _ } = Caller::of(request.extensions())?;
         Ok(Response::new(stream::iter(action::list(&identity.rights).into_iter().map(Ok)).boxed()))
     }
 }

@@ -41,6 +41,9 @@ const INTERRUPT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the last words of interrupted streams may take to leave.
 const FAREWELL: Duration = Duration::from_millis(500);
 
+/// How long the last lines of the audit log may take.
+const FLUSH: Duration = Duration::from_secs(2);
+
 /// Once all calls are answered: connections on which nothing happens for this long have nothing more to send.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -220,6 +223,10 @@ impl Server {
         closed.map_err(Error::internal)?;
         serving.shutdown().await;
         drop(admin);
+        if let Some(audit) = metrics.audit.get().cloned() {
+            let flushing = tokio::task::spawn_blocking(move || audit.flush(FLUSH));
+            flushing.await.map_err(Error::internal)?;
+        }
         tracing::info!("stopped");
         Ok(())
     }

@@ -8,7 +8,10 @@ use std::{
     io::{self, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -19,6 +22,9 @@ use crate::error::{Error, Result};
 
 /// Lines that may wait to be written.
 const QUEUE: usize = 8192;
+
+/// Lines a second of callers without an identity.
+const STRANGERS: u32 = 20;
 
 /// How often the file is looked at: one that was moved away is opened anew.
 const LOOK: Duration = Duration::from_secs(1);
@@ -41,6 +47,9 @@ pub struct Event<'a> {
     /// The RPC of a call, or how a login was tried.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<&'a str>,
+    /// Of DoAction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<&'a str>,
     /// What kind of statement.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class: Option<&'a str>,
@@ -72,8 +81,16 @@ pub fn outcome<T>(result: &Result<T>) -> &'static str {
 /// Where events go. Cheap to clone; the thread ends, with everything written, when the last one is dropped.
 #[derive(Clone)]
 pub struct Audit {
-    lines: SyncSender<String>,
+    orders: SyncSender<Order>,
     lost: IntCounter,
+    /// The second that is counted, and what strangers have had of it.
+    strangers: Arc<Mutex<(Instant, u32)>>,
+}
+
+enum Order {
+    Write(String),
+    /// Says when everything before it is written.
+    Flush(SyncSender<()>),
 }
 
 #[derive(Serialize)]
@@ -87,17 +104,39 @@ impl Audit {
     /// To a file that is appended to, or to standard output where it is `-`.
     pub fn start(to: &Path, lost: IntCounter) -> Result<Self> {
         let sink = Sink::open(to).map_err(|error| Error::Io(format!("audit.file {}: {error}", to.display())))?;
-        let (lines, received) = sync_channel(QUEUE);
+        let (orders, received) = sync_channel(QUEUE);
         let counted = lost.clone();
         let work = move || write(&received, sink, &counted);
         std::thread::Builder::new().name("audit".into()).spawn(work).map_err(Error::internal)?;
-        Ok(Self { lines, lost })
+        Ok(Self { orders, lost, strangers: Arc::new(Mutex::new((Instant::now(), 0))) })
+    }
+
+    /// The same for callers without an identity, who may be any number: further lines of a second are lost.
+    pub fn write_of_stranger(&self, event: &Event<'_>) {
+        let within = {
+            let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+            if strangers.0.elapsed() >= Duration::from_secs(1) {
+                *strangers = (Instant::now(), 0);
+            }
+            strangers.1 += 1;
+            strangers.1 <= STRANGERS
+        };
+        if within { self.write(event) } else { self.lost.inc() }
+    }
+
+    /// Waits until what was told so far is written; for threads that may wait.
+    pub fn flush(&self, patience: Duration) {
+        let (done, written) = sync_channel(1);
+        if self.orders.send(Order::Flush(done)).is_ok() {
+            // An end without an answer means that nobody writes any more.
+            let _ = written.recv_timeout(patience);
+        }
     }
 
     pub fn write(&self, event: &Event<'_>) {
         let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let line = serde_json::to_string(&Line { time, event });
-        if !line.is_ok_and(|line| self.lines.try_send(line).is_ok()) {
+        if !line.is_ok_and(|line| self.orders.try_send(Order::Write(line)).is_ok()) {
             self.lost.inc();
         }
     }
@@ -137,9 +176,17 @@ impl Sink {
     }
 }
 
-fn write(lines: &Receiver<String>, mut sink: Sink, lost: &IntCounter) {
+fn write(orders: &Receiver<Order>, mut sink: Sink, lost: &IntCounter) {
     let mut well = true;
-    while let Ok(line) = lines.recv() {
+    while let Ok(order) = orders.recv() {
+        let line = match order {
+            Order::Write(line) => line,
+            Order::Flush(done) => {
+                // Whoever asked may have stopped waiting.
+                let _ = done.try_send(());
+                continue;
+            }
+        };
         match sink.write(&line) {
             Ok(()) => well = true,
             Err(error) => {

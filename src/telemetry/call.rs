@@ -15,8 +15,11 @@ use tokio::sync::Notify;
 use tonic::Code;
 use tracing::Span;
 
-use super::{Direction, Event, Method, Metrics, spans};
-use crate::access::{Origin, Rights};
+use super::{Audit, Direction, Event, Method, Metrics, spans};
+use crate::{
+    access::{Origin, Rights},
+    error::{Error, Result},
+};
 
 /// The RPCs of one server whose answer is not finished. Cheap to clone.
 #[derive(Clone, Default)]
@@ -64,6 +67,8 @@ struct Inner {
     span: Span,
     /// And their role.
     user: OnceLock<(String, String)>,
+    action: OnceLock<String>,
+    rule: OnceLock<&'static str>,
     sent: Moved,
     received: Moved,
     messages: (IntCounter, IntCounter),
@@ -102,6 +107,8 @@ impl Call {
             peer,
             span,
             user: OnceLock::new(),
+            action: OnceLock::new(),
+            rule: OnceLock::new(),
             sent: Moved::default(),
             received: Moved::default(),
             messages: metrics.rpc_begun(method),
@@ -132,6 +139,21 @@ impl Call {
         rights.within(Origin { trace_id: self.0.trace_id.clone(), peer })
     }
 
+    /// Which action it calls.
+    pub fn set_action(&self, name: &str) {
+        // A call has one, and any text may stand for one.
+        let _ = self.0.action.set(name.chars().take(64).collect());
+    }
+
+    /// Notes the rule that was against it.
+    pub fn noting<T>(&self, outcome: Result<T>) -> Result<T> {
+        if let Err(Error::Denied { rule, .. }) = &outcome {
+            // The first one stands.
+            let _ = self.0.rule.set(rule);
+        }
+        outcome
+    }
+
     /// Record batches have moved.
     pub fn moved(&self, direction: Direction, rows: u64, bytes: u64) {
         let moved = match direction {
@@ -153,7 +175,22 @@ impl Call {
 
     /// The answer is finished. The first word counts.
     pub fn end(&self, code: Code) {
-        let Inner { method, start, trace_id, peer, span, user, sent, received, ended, calls, metrics, .. } = &*self.0;
+        let Inner {
+            method,
+            start,
+            trace_id,
+            peer,
+            span,
+            user,
+            action,
+            rule,
+            sent,
+            received,
+            ended,
+            calls,
+            metrics,
+            ..
+        } = &*self.0;
         if ended.set(()).is_err() {
             return;
         }
@@ -164,13 +201,16 @@ impl Call {
         let (role, user) = user.get().map(|(user, role)| (role.as_str(), user.as_str())).unzip();
         if let Some(audit) = metrics.audit.get().filter(|_| !method.is_health()) {
             let peer = peer.map(|peer| peer.to_string());
-            audit.write(&Event {
+            let write = if user.is_some() { Audit::write } else { Audit::write_of_stranger };
+            let event = Event {
                 event: "call",
                 user,
                 role,
                 peer: peer.as_deref(),
                 trace_id: Some(trace_id),
                 method: Some(method.full),
+                action: action.get().map(String::as_str),
+                rule: rule.get().copied(),
                 outcome: spans::code_name(code),
                 rows_sent,
                 bytes_sent,
@@ -178,7 +218,8 @@ impl Call {
                 bytes_received,
                 seconds: Some(took.as_secs_f64()),
                 ..Event::default()
-            });
+            };
+            write(audit, &event);
         }
         let peer = peer.map(tracing::field::display);
         let (method_name, code, seconds) = (method.full, spans::code_name(code), took.as_secs_f64());

@@ -41,6 +41,11 @@ async fn every_login_call_and_statement_is_a_line_without_a_literal() {
     root.put(&table("people"), people(1, 7)).await.unwrap();
     assert_eq!(row(&ann, "SELECT count(*) FROM birds WHERE name = 'canary-literal-2' OR true").await, ["1"]);
     ann.query("INSERT INTO birds VALUES ('canary-literal-3')").await.err().expect("a reader");
+    run(&root, "CREATE SCHEMA hr").await;
+    run(&root, "CREATE TABLE hr.pay AS SELECT 1 AS i").await;
+    let several = "SELECT p.i FROM birds AS b, hr.pay p JOIN main.\"people\" ON true JOIN hr.pay q ON true LIMIT 1";
+    assert_eq!(row(&ann, several).await, ["1"]);
+    ann.action("sessions", &Value::Null).await.err().expect("not an admin");
     ann.query("SELECT 'canary-literal-4' FROM nothing").await.err().expect("no such table");
     let wrong = Login { user: "ann".into(), password: Secret::new("canary-password") };
     Client::connect(server.server.location(), Some(&wrong)).await.err().expect("a wrong password");
@@ -56,6 +61,12 @@ async fn every_login_call_and_statement_is_a_line_without_a_literal() {
             )
             && has(
                 json!({"event": "statement", "user": "root", "class": "ingest", "objects": ["people"], "outcome": "OK"}),
+            )
+            && has(
+                json!({"event": "statement", "user": "ann", "objects": ["birds", "hr.pay", "main.\"people\"", "hr.pay"]}),
+            )
+            && has(
+                json!({"event": "call", "user": "ann", "action": "sessions", "outcome": "PERMISSION_DENIED", "rule": "role"}),
             )
             && has(json!({"event": "call", "user": "root", "outcome": "OK", "rows_received": 7}))
             && has(
@@ -97,6 +108,25 @@ async fn audit_log_that_cannot_be_written_keeps_the_port_closed() {
     config.audit.file = Some("/nowhere/audit.jsonl".into());
     let refused = mallard::server::Server::start(config).await.err().expect("no such folder");
     assert!(refused.to_string().contains("audit.file"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_without_identity_cannot_fill_the_log_and_the_stop_waits_for_the_last_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    let (server, root, _ann) = with_users(Some(&path)).await;
+    let mut stranger = server.stock().await;
+    for _ in 0..500 {
+        stranger.list_actions(arrow_flight::Empty {}).await.err().expect("no identity");
+    }
+    let lost = server.metric("mallard_audit_lost_total").await;
+    assert!(lost > 0.0);
+    run(&root, "CREATE TABLE last AS SELECT 1").await;
+    server.server.stop(std::future::pending()).await.unwrap();
+    let all = lines(&path);
+    let strangers = all.iter().filter(|line| line["outcome"] == "UNAUTHENTICATED").count();
+    assert_eq!(strangers + lost as usize, 500);
+    assert!(all.iter().any(|line| line["class"] == "create" && line["objects"] == json!(["last"])), "{all:?}");
 }
 
 async fn act(client: &Client, name: &str, body: Value) -> Result<Vec<Value>, Error> {
