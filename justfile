@@ -21,6 +21,10 @@ observability:
 chart *ARGS:
     sh tests/e2e/chart/run.sh {{ARGS}}
 
+# Mixed load for half an hour (or so many seconds), slow readers and floods, with figures and the seed.
+soak *ARGS:
+    sh tests/soak/run.sh {{ARGS}}
+
 # The image and docker compose, with crashes and cut networks; needs a Docker engine.
 containers:
     sh tests/e2e/containers/run.sh

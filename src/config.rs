@@ -229,7 +229,15 @@ pub struct Limits {
     pub sql_depth: usize,
     pub endpoints: usize,
     pub shared_results: usize,
+    pub connections: usize,
+    pub connections_per_address: usize,
+    pub unauthenticated_connections: usize,
+    pub unauthenticated_lifetime: Span,
     pub handshake_timeout: Span,
+    pub idle_timeout: Span,
+    pub stall_timeout: Span,
+    pub streams_per_connection: usize,
+    pub bytes_in_flight: Size,
 }
 
 /// How streams travel.
@@ -318,7 +326,15 @@ impl Default for Config {
                 sql_depth: 128,
                 endpoints: 1,
                 shared_results: 64,
+                connections: 4096,
+                connections_per_address: 1024,
+                unauthenticated_connections: 512,
+                unauthenticated_lifetime: Span(Duration::from_secs(30)),
                 handshake_timeout: Span(Duration::from_secs(10)),
+                idle_timeout: Span(Duration::from_secs(3600)),
+                stall_timeout: Span(Duration::from_secs(120)),
+                streams_per_connection: 128,
+                bytes_in_flight: Size::mib(1024),
             },
             wire: Wire::default(),
             log: Log { level: "info".into(), format: LogFormat::Text },
@@ -548,7 +564,39 @@ const KEYS: &[Key] = &[
         "Endpoints in a FlightInfo, 1 to 64: connections that may drain one result together, in no order. The header x-mallard-endpoints of a call wins."
     ),
     key!(limits.shared_results, "Results with several endpoints whose statements may run at once."),
-    key!(limits.handshake_timeout, "How long a new connection may take for its TLS handshake."),
+    key!(
+        limits.connections,
+        "Connections to Flight in all; 0 means no limit. One without a login makes room for a new one, else the new one is refused."
+    ),
+    key!(
+        limits.connections_per_address,
+        "The same for one address (IPv6: one /64); 0 means no limit. Behind a proxy all clients have the proxy's."
+    ),
+    key!(
+        limits.unauthenticated_connections,
+        "Connections on which no call has passed the login yet; 0 means no limit. The oldest, of the address that has most, makes room."
+    ),
+    key!(
+        limits.unauthenticated_lifetime,
+        "How long a connection may stay without such a call, which health checks are not; \"0s\" means no limit."
+    ),
+    key!(
+        limits.handshake_timeout,
+        "How long a new connection may take for its TLS handshake, and then until it has begun to speak HTTP/2."
+    ),
+    key!(
+        limits.idle_timeout,
+        "How long a connection may stay without an open stream before it is asked to go; \"0s\" means no limit."
+    ),
+    key!(
+        limits.stall_timeout,
+        "How long a client may take nothing of a stream, or send nothing of one, before the stream ends in DEADLINE_EXCEEDED; \"0s\" means no limit."
+    ),
+    key!(limits.streams_per_connection, "Streams that one connection may have open; more wait in the client."),
+    key!(
+        limits.bytes_in_flight,
+        "What the incoming messages of all streams may hold together; more wait, at most limits.queue_timeout. Calls that use gRPC's compression are not counted."
+    ),
     key!(
         wire.compression,
         "Arrow IPC compression of record batches sent: none, lz4 or zstd. The header x-mallard-ipc-compression of a call wins. Worth it where the network is slower than the processor."
@@ -882,6 +930,7 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
         ("ingest.workers", config.ingest.workers),
         ("limits.queries", config.limits.queries),
         ("limits.endpoints", config.limits.endpoints),
+        ("limits.streams_per_connection", config.limits.streams_per_connection),
         ("auth.max_logins", config.auth.max_logins),
         ("auth.closed_sessions", config.auth.closed_sessions),
     ] {
@@ -892,6 +941,10 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
     if config.limits.endpoints > MAX_ENDPOINTS {
         let source = source("limits.endpoints");
         mistakes.push(format!("limits.endpoints: must be at most {MAX_ENDPOINTS} (from {source})"));
+    }
+    if config.limits.bytes_in_flight.0 < config.limits.max_message_size.0 {
+        let source = source("limits.bytes_in_flight");
+        mistakes.push(format!("limits.bytes_in_flight: must have room for limits.max_message_size (from {source})"));
     }
     // What HTTP/2 allows (RFC 9113, 6.5.2).
     for (key, value, range) in [

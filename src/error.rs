@@ -3,7 +3,7 @@
 //! Every part of Mallard returns [`Error`]; no other file chooses a gRPC code. A message is lowercase, names the
 //! thing, and never holds a path, a password or a token.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use tonic::{Code, Status};
 
@@ -35,6 +35,9 @@ pub enum Error {
     Limit { what: String, key: &'static str },
     #[error("statement ran longer than limits.statement_timeout ({0})")]
     Timeout(String),
+    /// The client stood still in the middle of a stream.
+    #[error("{0}")]
+    Stalled(String),
     #[error("cancelled")]
     Cancelled,
     /// Someone who may has ended it.
@@ -87,6 +90,11 @@ impl Error {
         Self::Internal(message.to_string())
     }
 
+    /// `how` is sent or taken.
+    pub fn stalled(how: &str, limit: impl fmt::Display) -> Self {
+        Self::Stalled(format!("the client has {how} nothing for limits.stall_timeout ({limit})"))
+    }
+
     /// The table from cause to code. There is no catch-all arm: a new cause must choose.
     pub fn code(&self) -> Code {
         match self {
@@ -96,7 +104,7 @@ impl Error {
             Self::Unauthenticated(_) => Code::Unauthenticated,
             Self::Denied { .. } => Code::PermissionDenied,
             Self::Limit { .. } => Code::ResourceExhausted,
-            Self::Timeout(_) => Code::DeadlineExceeded,
+            Self::Timeout(_) | Self::Stalled(_) => Code::DeadlineExceeded,
             Self::Cancelled | Self::Killed(_) => Code::Cancelled,
             Self::Constraint(_) | Self::Spent(_) => Code::FailedPrecondition,
             Self::Conflict(_) | Self::Unverified(_) | Self::Abandoned(_) => Code::Aborted,
@@ -125,6 +133,18 @@ impl Error {
             other => other.to_string(),
         };
         Status::new(code, fitting(message))
+    }
+
+    /// A status that carries its error, for whoever reads the stream within this process.
+    pub fn carried(self) -> Status {
+        let mut status = self.clone().into_status();
+        status.set_source(Arc::new(self));
+        status
+    }
+
+    /// The error that a status carries.
+    pub fn carried_by(status: &Status) -> Option<Self> {
+        std::error::Error::source(status)?.downcast_ref().cloned()
     }
 
     /// What a peer answered, as an error of ours.

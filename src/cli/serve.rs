@@ -52,7 +52,16 @@ impl ConfigArguments {
     }
 }
 
+/// Many systems begin with 1,024 file descriptors and allow far more; each connection needs one.
+fn allow_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Without it limits.connections may be more than there are, and then connections wait to be accepted.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
 pub(super) async fn run(arguments: Arguments) -> ExitCode {
+    allow_descriptors();
     let config = match arguments.config.load() {
         Ok(loaded) => loaded.config,
         Err(mistakes) => {

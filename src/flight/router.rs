@@ -9,7 +9,11 @@ use tonic::{Status, body::Body, codec::CompressionEncoding};
 use tower::Service;
 
 use super::service::{Caller, Flight, broken};
-use crate::{config::Config, error::Error, wire};
+use crate::{
+    config::Config,
+    error::Error,
+    wire::{self, Budget},
+};
 
 /// The Flight service as the server mounts it. Cheap to clone.
 #[derive(Clone)]
@@ -21,6 +25,7 @@ pub struct Router {
     compressing: FlightServiceServer<Flight>,
     only_standard: bool,
     max_message: usize,
+    budget: Budget,
 }
 
 impl Router {
@@ -33,7 +38,8 @@ impl Router {
             .accept_compressed(CompressionEncoding::Zstd);
         let compressing =
             standard.clone().send_compressed(CompressionEncoding::Gzip).send_compressed(CompressionEncoding::Zstd);
-        Self { flight, standard, compressing, only_standard: config.wire.standard_path, max_message }
+        let budget = Budget::new(&config.limits, flight.metrics.clone());
+        Self { flight, standard, compressing, only_standard: config.wire.standard_path, max_message, budget }
     }
 
     pub async fn answer(mut self, request: Request<Body>) -> Result<Response<Body>, Infallible> {
@@ -62,7 +68,7 @@ impl Router {
 
     fn put(self, request: Request<Body>) -> Result<Response<Body>, Status> {
         let caller = Caller::of(request.extensions())?;
-        let messages = wire::request(request.into_body(), self.max_message);
+        let messages = wire::request_within(request.into_body(), self.max_message, self.budget.clone());
         Ok(wire::answer(futures::stream::once(async move {
             let upload = wire::open(messages, broken).await?;
             Ok(self.flight.put(upload, &caller).await?)
@@ -72,7 +78,7 @@ impl Router {
     fn exchange(self, request: Request<Body>) -> Result<Response<Body>, Status> {
         let caller = Caller::of(request.extensions())?;
         let sending = self.flight.sending(request.headers())?;
-        let messages = wire::request(request.into_body(), self.max_message);
+        let messages = wire::request_within(request.into_body(), self.max_message, self.budget.clone());
         let starting = async move {
             let upload = wire::open(messages, broken).await?;
             self.flight.exchange(upload, &caller).await

@@ -108,6 +108,9 @@ impl Caller {
 
 /// What a broken request stream means here.
 pub(super) fn broken(status: &Status) -> Error {
+    if let Some(ours) = Error::carried_by(status) {
+        return ours;
+    }
     match status.code() {
         Code::OutOfRange | Code::ResourceExhausted => {
             Error::Limit { what: status.message().to_string(), key: "limits.max_message_size" }

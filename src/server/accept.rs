@@ -7,7 +7,7 @@ use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, time::Duratio
 
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -17,16 +17,18 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::Service;
 
-use super::{connection::Activity, tls::Tls};
+use super::{
+    admission::{Admission, Admitted},
+    connection::Activity,
+    link::{Link, Overdue, Patience},
+    tls::Tls,
+};
 use crate::{
     auth::ClientCertificate,
-    config::{Size, Wire},
+    config::{Config, Size, Wire},
     error::{Error, Result},
     location::Location,
 };
-
-/// Streams that one connection may have open.
-const MAX_STREAMS: u32 = 256;
 
 const MAX_HEADERS: u32 = 32 * 1024;
 
@@ -36,6 +38,9 @@ const MAX_RESETS: usize = 256;
 
 /// After an accept that failed: too many open files pass, and nothing is gained by asking at once.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// What is under way on a connection that has to go without a login may take so long.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 pub(super) enum Listener {
     Tcp(TcpListener),
@@ -50,10 +55,12 @@ pub(super) struct Peer(pub(super) SocketAddr);
 #[derive(Clone)]
 pub(super) struct Acceptor<S> {
     service: S,
-    http2: http2::Builder<TokioExecutor>,
-    nodelay: bool,
+    wire: Wire,
+    max_streams: u32,
+    patience: Patience,
     /// Of the TCP listener; a Unix socket has none.
     tls: Option<Tls>,
+    admission: Admission,
     activity: Activity,
     stop: CancellationToken,
 }
@@ -110,25 +117,33 @@ where
     /// Nothing is accepted any more once `stop` is cancelled, and connections end with the calls that are open.
     pub(super) fn new(
         service: S,
-        config: &Wire,
+        config: &Config,
         tls: Option<Tls>,
         activity: Activity,
         stop: CancellationToken,
     ) -> Self {
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        let max_streams = u32::try_from(config.limits.streams_per_connection).unwrap_or(u32::MAX);
+        let admission = Admission::new(&config.limits, activity.metrics());
+        let (wire, patience) = (config.wire.clone(), Patience::new(config));
+        Self { service, wire, max_streams, patience, tls, admission, activity, stop }
+    }
+
+    /// HTTP/2 for one connection, whose streams are tasks of its link.
+    fn http2(&self, link: &Link) -> http2::Builder<Link> {
+        let mut http2 = http2::Builder::new(link.clone());
         http2
             .timer(TokioTimer::new())
-            .initial_stream_window_size(u32_of(config.stream_window))
-            .initial_connection_window_size(u32_of(config.connection_window))
-            .max_frame_size(u32_of(config.frame_size))
-            .max_send_buf_size(config.send_buffer.bytes())
-            .keep_alive_interval(config.keepalive_interval.limit())
-            .keep_alive_timeout(config.keepalive_timeout.0)
-            .max_concurrent_streams(MAX_STREAMS)
+            .initial_stream_window_size(u32_of(self.wire.stream_window))
+            .initial_connection_window_size(u32_of(self.wire.connection_window))
+            .max_frame_size(u32_of(self.wire.frame_size))
+            .max_send_buf_size(self.wire.send_buffer.bytes())
+            .keep_alive_interval(self.wire.keepalive_interval.limit())
+            .keep_alive_timeout(self.wire.keepalive_timeout.0)
+            .max_concurrent_streams(self.max_streams)
             .max_header_list_size(MAX_HEADERS)
             .max_pending_accept_reset_streams(MAX_RESETS)
             .max_local_error_reset_streams(MAX_RESETS);
-        Self { service, http2, nodelay: config.nodelay, tls, activity, stop }
+        http2
     }
 
     /// Completes when all connections have ended after the stop. Dropping it cuts them.
@@ -154,26 +169,30 @@ where
         match listener {
             Listener::Tcp(listener) => {
                 let (io, peer) = listener.accept().await?;
-                io.set_nodelay(self.nodelay)?;
-                connections.spawn(self.clone().tcp(self.activity.watch(io), Peer(peer)));
+                let Some(admitted) = self.admission.admit(Some(peer.ip())) else { return Ok(()) };
+                io.set_nodelay(self.wire.nodelay)?;
+                self.patience.apply(&io)?;
+                connections.spawn(self.clone().tcp(self.activity.watch(io), Peer(peer), admitted));
             }
             Listener::Unix(listener, _) => {
                 let (io, _unnamed) = listener.accept().await?;
-                connections.spawn(self.clone().connection(self.activity.watch(io), None, None));
+                let Some(admitted) = self.admission.admit(None) else { return Ok(()) };
+                connections.spawn(self.clone().connection(self.activity.watch(io), None, None, admitted));
             }
         }
         Ok(())
     }
 
-    async fn tcp(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
-        let Some(tls) = self.tls.clone() else { return self.connection(io, Some(peer), None).await };
+    async fn tcp(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer, admitted: Admitted) {
+        let Some(tls) = self.tls.clone() else { return self.connection(io, Some(peer), None, admitted).await };
         let shaken = tokio::select! {
             // Nobody has asked for anything yet.
             () = self.stop.cancelled() => return,
+            () = admitted.evicted() => return self.activity.metrics().connection_closed("evicted"),
             shaken = tls.handshake(io) => shaken,
         };
         match shaken {
-            Ok((io, certificate)) => self.connection(io, Some(peer), certificate).await,
+            Ok((io, certificate)) => self.connection(io, Some(peer), certificate, admitted).await,
             Err(error) => tracing::debug!(%error, peer = %peer.0, "a TLS handshake failed"),
         }
     }
@@ -183,8 +202,13 @@ where
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: Option<Peer>,
         certificate: Option<ClientCertificate>,
+        admitted: Admitted,
     ) {
-        let Self { service, http2, stop, .. } = self;
+        let metrics = self.activity.metrics();
+        let link = Link::new(self.patience, admitted, metrics.clone());
+        let http2 = self.http2(&link);
+        let Self { service, stop, .. } = self;
+        let of_requests = link.clone();
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             if let Some(peer) = peer {
@@ -193,10 +217,12 @@ where
             if let Some(certificate) = &certificate {
                 request.extensions_mut().insert(certificate.clone());
             }
+            request.extensions_mut().insert(of_requests.answer());
+            request.extensions_mut().insert(of_requests.clone());
             // Always ready: nothing in front of the Flight service limits it.
             service.clone().call(request)
         });
-        let connection = http2.serve_connection(TokioIo::new(io), service);
+        let connection = http2.serve_connection(TokioIo::new(link.watch(io)), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
@@ -204,6 +230,20 @@ where
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
+            overdue = link.overdue() => match overdue {
+                Overdue::Silent(reason) => return metrics.connection_closed(reason),
+                Overdue::Leaving(reason) => {
+                    metrics.connection_closed(reason);
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        ended = connection.as_mut() => ended,
+                        () = tokio::time::sleep(FAREWELL), if !link.is_authenticated() => {
+                            // A login may have come through at the last moment.
+                            if link.is_authenticated() { connection.await } else { return }
+                        }
+                    }
+                }
+            },
         };
         if let Err(error) = ended {
             // The client's end, mostly: it has gone without a word.

@@ -34,6 +34,10 @@ impl Activity {
         Self { count: Arc::default(), metrics }
     }
 
+    pub(super) fn metrics(&self) -> Metrics {
+        self.metrics.clone()
+    }
+
     /// Completes once nothing has been read or written for `quiet`.
     pub(super) async fn settled(&self, quiet: Duration) {
         loop {

@@ -2,8 +2,10 @@
 
 mod accept;
 mod admin;
+mod admission;
 mod connection;
 mod gate;
+mod link;
 mod rpc;
 mod services;
 mod status;
@@ -106,12 +108,12 @@ impl Server {
 
         let calls = Calls::default();
         let stack = ServiceBuilder::new()
-            .layer(RpcLayer::new(metrics.clone(), calls.clone()))
+            .layer(RpcLayer::new(metrics.clone(), calls.clone(), config.limits.stall_timeout))
             .layer(AuthLayer(authenticator.clone()))
             .service(Services { health: health_service, flight: gate.clone() });
         let activity = Activity::new(metrics.clone());
         let stop_accepting = CancellationToken::new();
-        let acceptor = Acceptor::new(stack, &config.wire, tls, activity.clone(), stop_accepting.clone());
+        let acceptor = Acceptor::new(stack, &config, tls, activity.clone(), stop_accepting.clone());
         let mut serving = JoinSet::new();
         for listener in listeners {
             serving.spawn(acceptor.clone().serve(listener));

@@ -15,19 +15,21 @@ use tracing::Instrument;
 
 use super::accept::Peer;
 use crate::{
+    config::Span,
     telemetry::{Call, Calls, Metrics},
-    wire,
+    wire::{self, Answer},
 };
 
 #[derive(Clone)]
 pub(super) struct RpcLayer {
     metrics: Metrics,
     calls: Calls,
+    stall_timeout: Span,
 }
 
 impl RpcLayer {
-    pub(super) fn new(metrics: Metrics, calls: Calls) -> Self {
-        Self { metrics, calls }
+    pub(super) fn new(metrics: Metrics, calls: Calls, stall_timeout: Span) -> Self {
+        Self { metrics, calls, stall_timeout }
     }
 }
 
@@ -59,11 +61,13 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let RpcLayer { metrics, calls } = &self.layer;
+        let RpcLayer { metrics, calls, stall_timeout } = &self.layer;
+        // From the connection that brought it.
+        let answer = request.extensions().get::<Answer>().cloned().unwrap_or_default();
         let call = Call::begin(metrics, calls, request.uri().path(), request.headers(), peer(&request));
         let deadline = deadline(request.headers());
         let mut unanswered = Unanswered(Some(call.clone()));
-        let mut request = request.map(|body| wire::count(body, call.clone()));
+        let mut request = request.map(|body| wire::count(body, call.clone(), answer.clone(), *stall_timeout));
         request.extensions_mut().insert(call.clone());
         let answering = self.inner.call(request).instrument(call.span().clone());
         Box::pin(async move {
@@ -76,7 +80,7 @@ where
             };
             let (parts, body) = answered?.into_parts();
             // From here on the body ends the call.
-            let body = wire::watch(&parts.headers, body, call);
+            let body = wire::watch(&parts.headers, body, call, answer);
             unanswered.disarm();
             Ok(Response::from_parts(parts, body))
         })

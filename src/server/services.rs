@@ -10,8 +10,8 @@ use http::{Request, Response};
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
-use super::gate::Gate;
-use crate::wire::FLIGHT_SERVICE;
+use super::{gate::Gate, link::Link};
+use crate::{auth::Identity, wire::FLIGHT_SERVICE};
 
 #[derive(Clone)]
 pub(super) struct Services<H> {
@@ -36,7 +36,15 @@ where
         let path = request.uri().path();
         match path.trim_start_matches('/').split('/').next() {
             Some(service) if service == H::NAME => Box::pin(self.health.call(request)),
-            Some(FLIGHT_SERVICE) => self.flight.answer(request),
+            Some(FLIGHT_SERVICE) => {
+                // A health check, and a Handshake that is yet to bring its credentials, have none.
+                if request.extensions().get::<Identity>().is_some()
+                    && let Some(link) = request.extensions().get::<Link>()
+                {
+                    link.authenticated();
+                }
+                self.flight.answer(request)
+            }
             _ => {
                 let unknown = Status::unimplemented(format!("{path} is none of the services here"));
                 Box::pin(std::future::ready(Ok(unknown.into_http())))

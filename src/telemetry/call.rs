@@ -173,6 +173,11 @@ impl Call {
         }
     }
 
+    /// The client has stood still for too long.
+    pub fn stalled(&self, direction: Direction) {
+        self.0.metrics.stream_stalled(direction);
+    }
+
     /// The answer is finished. The first word counts.
     pub fn end(&self, code: Code) {
         let Inner {

@@ -63,6 +63,10 @@ pub struct Inner {
     rpc_sent: IntCounterVec,
     pub connections: IntGauge,
     pub connections_total: IntCounter,
+    pub connections_unauthenticated: IntGauge,
+    connections_refused: IntCounterVec,
+    connections_closed: IntCounterVec,
+    streams_stalled: IntCounterVec,
     pub streams_open: IntGauge,
     pub queries_running: IntGauge,
     pub queries_queued: IntGauge,
@@ -75,6 +79,7 @@ pub struct Inner {
     rows: IntCounterVec,
     bytes: IntCounterVec,
     pub stream_buffer: IntGauge,
+    pub bytes_in_flight: IntGauge,
     pub ingests_waiting: IntGauge,
     logins: IntCounterVec,
     jwks_fetches: IntCounterVec,
@@ -156,6 +161,29 @@ impl Metrics {
             rpc_sent: counters(r, "grpc_server_msg_sent_total", "gRPC messages sent.", &rpc),
             connections: gauge(r, "mallard_connections", "Open connections on the Flight port."),
             connections_total: counter(r, "mallard_connections_total", "Connections accepted on the Flight port."),
+            connections_unauthenticated: gauge(
+                r,
+                "mallard_connections_unauthenticated",
+                "Open connections of which no call has passed the login yet.",
+            ),
+            connections_refused: counters(
+                r,
+                "mallard_connections_refused_total",
+                "Connections closed at once, because limits.connections or limits.connections_per_address are reached.",
+                &["reason"],
+            ),
+            connections_closed: counters(
+                r,
+                "mallard_connections_closed_total",
+                "Connections that the server closed: silent ones (handshake), ones without login (unauthenticated) or that made room for others (evicted), idle ones, and ones whose client reads nothing (unread).",
+                &["reason"],
+            ),
+            streams_stalled: counters(
+                r,
+                "mallard_streams_stalled_total",
+                "Streams ended because their client took or sent nothing for limits.stall_timeout.",
+                &["direction"],
+            ),
             streams_open: gauge(r, "mallard_streams_open", "RPCs whose answer is not finished."),
             queries_running: gauge(r, "mallard_queries_running", "Statements on an engine thread."),
             queries_queued: gauge(r, "mallard_queries_queued", "Statements waiting for an engine thread."),
@@ -194,6 +222,11 @@ impl Metrics {
                 r,
                 "mallard_stream_buffer_bytes",
                 "Bytes of Arrow data that wait between DuckDB and the network.",
+            ),
+            bytes_in_flight: gauge(
+                r,
+                "mallard_bytes_in_flight",
+                "Bytes of incoming messages that are being received or that something still reads (limits.bytes_in_flight).",
             ),
             ingests_waiting: gauge(
                 r,
@@ -339,7 +372,14 @@ impl Inner {
                 self.reloads.with_label_values(&[what, outcome]);
             }
         }
+        for reason in ["address", "connections"] {
+            self.connections_refused.with_label_values(&[reason]);
+        }
+        for reason in ["evicted", "handshake", "idle", "unauthenticated", "unread"] {
+            self.connections_closed.with_label_values(&[reason]);
+        }
         for direction in ["sent", "received"] {
+            self.streams_stalled.with_label_values(&[direction]);
             self.rows.with_label_values(&[direction]);
             self.bytes.with_label_values(&[direction]);
         }
@@ -374,6 +414,19 @@ impl Inner {
             _ => return,
         };
         self.denials.with_label_values(&[denial]).inc();
+    }
+
+    /// `reason` is one of those that are initialised.
+    pub fn connection_refused(&self, reason: &str) {
+        self.connections_refused.with_label_values(&[reason]).inc();
+    }
+
+    pub fn connection_closed(&self, reason: &str) {
+        self.connections_closed.with_label_values(&[reason]).inc();
+    }
+
+    pub fn stream_stalled(&self, direction: Direction) {
+        self.streams_stalled.with_label_values(&[direction.label()]).inc();
     }
 
     pub fn query_ended<T>(&self, statement: &str, outcome: &Result<T>, took: Duration) {

@@ -7,19 +7,26 @@ use std::{
 
 use arrow_flight::FlightData;
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt, future::BoxFuture};
 use http::Response;
 use http_body::Body as _;
 use prost::Message;
 use tonic::{Status, Streaming, body::Body, codec::Codec};
 use tonic_prost::ProstCodec;
 
-use super::parse::Parser;
+use super::{
+    budget::Budget,
+    parse::{Held, Parser},
+};
+use crate::error;
 
 struct Incoming {
     body: Body,
     piece: Bytes,
     parser: Parser,
+    budget: Option<Budget>,
+    /// The wait for room in it.
+    asking: Option<BoxFuture<'static, error::Result<Held>>>,
     /// Whether trailers must tell how it ended.
     status_follows: bool,
     ended: bool,
@@ -27,7 +34,16 @@ struct Incoming {
 
 /// What a client sends.
 pub fn request(body: Body, max_message: usize) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
-    Incoming::new(body, max_message, false)
+    Incoming::new(body, Parser::new(max_message), false)
+}
+
+/// The same, as long as the server has room for it.
+pub fn request_within(
+    body: Body,
+    max_message: usize,
+    budget: Budget,
+) -> impl Stream<Item = Result<FlightData, Status>> + Send + 'static {
+    Incoming { budget: Some(budget), ..Incoming::new(body, Parser::asking(max_message), false) }
 }
 
 /// What a server answers; an answer that is an error from the start is one here.
@@ -42,7 +58,7 @@ pub fn response(
         return Err(Status::unknown(format!("the answer is HTTP {}, not gRPC", response.status())));
     }
     // A client has asked for what it gets: it takes messages of any size.
-    Ok(Incoming::new(response.into_body(), usize::MAX, known.is_none()))
+    Ok(Incoming::new(response.into_body(), Parser::new(usize::MAX), known.is_none()))
 }
 
 /// The one message of a unary request.
@@ -66,13 +82,14 @@ pub fn messages<M: Message + Default + 'static>(
 }
 
 impl Incoming {
-    fn new(body: Body, max_message: usize, status_follows: bool) -> Self {
-        Self { body, piece: Bytes::new(), parser: Parser::new(max_message), status_follows, ended: false }
+    fn new(body: Body, parser: Parser, status_follows: bool) -> Self {
+        Self { body, piece: Bytes::new(), parser, budget: None, asking: None, status_follows, ended: false }
     }
 
     fn end(&mut self, failure: Option<Status>) -> Poll<Option<Result<FlightData, Status>>> {
         self.ended = true;
         self.body = Body::empty();
+        self.asking = None;
         Poll::Ready(failure.map(Err))
     }
 
@@ -101,6 +118,15 @@ impl Stream for Incoming {
                 Ok(Some(message)) => return Poll::Ready(Some(Ok(message))),
                 Ok(None) => {}
                 Err(status) => return this.end(Some(status)),
+            }
+            if let (Some(wanted), Some(budget)) = (this.parser.wanted(), &this.budget) {
+                let asking = this.asking.get_or_insert_with(|| budget.clone().take(wanted).boxed());
+                match ready!(asking.poll_unpin(cx)) {
+                    Ok(held) => this.parser.granted(held),
+                    Err(error) => return this.end(Some(error.carried())),
+                }
+                this.asking = None;
+                continue;
             }
             match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {

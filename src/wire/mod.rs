@@ -3,8 +3,10 @@
 //! Two paths decode to equal batches, and a test holds them together. The standard one (`encode`, tonic's codec) is the
 //! specification, and serves calls that use gRPC's compression. The other one reads and writes the HTTP/2 bodies itself:
 //! out of `frame` come segments that are the columns' own buffers, and `parse` copies what comes in once, into aligned
-//! buffers. `outgoing` and `incoming` are their bodies.
+//! buffers. `outgoing` and `incoming` are their bodies, `budget` is what
+//! all that comes in may hold, and `watched` ends what stands still.
 
+mod budget;
 mod decode;
 mod encode;
 mod frame;
@@ -13,11 +15,12 @@ mod outgoing;
 mod parse;
 mod watched;
 
+pub use budget::Budget;
 pub use decode::{Upload, decode, open};
 pub use encode::{Sending, encode, schema_bytes};
-pub use incoming::{first, messages, request, response};
+pub use incoming::{first, messages, request, request_within, response};
 pub use outgoing::{answer, respond, single, upload};
-pub use watched::{count, watch};
+pub use watched::{Answer, count, watch};
 
 /// The header of a call that asks for IPC compression of the answer: none, lz4 or zstd.
 pub const COMPRESSION_HEADER: &str = "x-mallard-ipc-compression";

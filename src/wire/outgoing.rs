@@ -134,7 +134,7 @@ impl http_body::Body for Outgoing {
     }
 }
 
-fn trailers(status: &Status) -> HeaderMap {
+pub(super) fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(3);
     if status.add_header(&mut trailers).is_err() {
         // Some metadata is no header.

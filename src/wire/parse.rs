@@ -7,7 +7,10 @@
 //!
 //! It is one state machine without any waiting, fed with whatever pieces the network makes.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    any::Any,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use arrow_buffer::MutableBuffer;
 use arrow_flight::{FlightData, FlightDescriptor};
@@ -31,7 +34,15 @@ pub(super) struct Parser {
     message: FlightData,
     max_message: usize,
     pool: Pool,
+    /// Whether long messages wait for the right to be kept.
+    asks: bool,
+    /// The bytes of a message that has begun and waits for it.
+    wanted: Option<usize>,
+    held: Option<Held>,
 }
+
+/// The right to keep a message's bytes, given back when the last array in them is dropped.
+pub(super) type Held = Arc<dyn Any + Send + Sync>;
 
 enum State {
     /// Between messages: so much of the next one's prefix is there.
@@ -91,17 +102,39 @@ impl Parser {
             message: FlightData::default(),
             max_message,
             pool: Pool::default(),
+            asks: false,
+            wanted: None,
+            held: None,
         }
     }
 
-    /// Takes bytes off `piece` until a message is whole or the piece is empty.
+    /// One that does not go on with a long message before it has been [`granted`](Self::granted) what it
+    /// [`wants`](Self::wanted).
+    pub(super) fn asking(max_message: usize) -> Self {
+        Self { asks: true, ..Self::new(max_message) }
+    }
+
+    /// The bytes of the message that waits for the right to be kept.
+    pub(super) fn wanted(&self) -> Option<usize> {
+        self.wanted
+    }
+
+    pub(super) fn granted(&mut self, held: Held) {
+        (self.wanted, self.held) = (None, Some(held));
+    }
+
+    /// Takes bytes off `piece` until a message is whole, the piece is empty, or something is wanted.
     pub(super) fn push(&mut self, piece: &mut Bytes) -> Result<Option<FlightData>, Status> {
         loop {
+            if self.wanted.is_some() {
+                return Ok(None);
+            }
             if self.left == 0 && !matches!(self.state, State::Prefix { .. }) {
                 if !matches!(self.state, State::Key(Varint { bits: 0, .. })) {
                     return Err(malformed("a message ends within a field"));
                 }
                 self.state = State::Prefix { bytes: [0; PREFIX], have: 0 };
+                self.held = None;
                 return Ok(Some(std::mem::take(&mut self.message)));
             }
             if piece.is_empty() {
@@ -184,6 +217,7 @@ impl Parser {
             )));
         }
         self.left = length;
+        self.wanted = (self.asks && length >= ROUND).then_some(length);
         self.state = State::Key(Varint::default());
         Ok(())
     }
@@ -239,7 +273,7 @@ impl Parser {
             }
             State::Field { field: HEADER, bytes, .. } => self.message.data_header = bytes.freeze(),
             State::Field { bytes, .. } => self.message.app_metadata = bytes.freeze(),
-            State::Body { buffer, .. } => self.message.data_body = self.pool.lend(buffer),
+            State::Body { buffer, .. } => self.message.data_body = self.pool.lend(buffer, self.held.clone()),
             _ => {}
         }
         Ok(())
@@ -281,14 +315,15 @@ impl Pool {
     }
 
     /// Gives the bytes away; the buffer comes back when the last of their owners is gone.
-    fn lend(&self, buffer: MutableBuffer) -> Bytes {
-        Bytes::from_owner(Lent { buffer, pool: self.clone() })
+    fn lend(&self, buffer: MutableBuffer, held: Option<Held>) -> Bytes {
+        Bytes::from_owner(Lent { buffer, pool: self.clone(), _held: held })
     }
 }
 
 struct Lent {
     buffer: MutableBuffer,
     pool: Pool,
+    _held: Option<Held>,
 }
 
 impl AsRef<[u8]> for Lent {

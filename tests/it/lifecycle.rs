@@ -7,7 +7,10 @@ use mallard::{client::Client, config::Span, location::Location, server::Server};
 use tokio::io::AsyncWriteExt;
 use tonic::Code;
 
-use crate::support::{TestServer, collect, count, people, row, rows, run, table, test_config, until};
+use crate::{
+    process::Process,
+    support::{TestServer, collect, count, people, row, rows, run, table, test_config, until},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_connection_does_not_hold_up_the_stop() {
@@ -191,4 +194,36 @@ async fn one_server_answers_on_tcp_and_on_a_unix_socket() {
     server.server.stop(std::future::pending()).await.unwrap();
     assert!(!path.exists(), "the socket's file is left behind");
     assert_eq!(over_unix.query("SELECT 1").await.err().unwrap().code(), Code::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stop_cuts_no_stream_short_and_is_in_time() {
+    let server = Process::serve(&[
+        ("MALLARD__SERVER__GRACE_PERIOD", "20s"),
+        ("MALLARD__LIMITS__QUERIES", "32"),
+        ("MALLARD__LIMITS__QUERIES_PER_USER", "0"),
+    ]);
+    let _silent = tokio::net::TcpStream::connect(server.address()).await.unwrap();
+    let client = server.client(None).await;
+    run(&client, "CREATE TABLE t AS SELECT range AS i, repeat('x', 100) AS s FROM range(1000000)").await;
+    let begun = futures::stream::iter(0..20).map(async |at| {
+        let client = server.client(None).await;
+        // The last of them would go on for ever, and is read by nobody until the end.
+        let sql = if at < 19 { "FROM t" } else { "SELECT range, repeat('x', 100) FROM range(100000000000)" };
+        let mut stream = client.query(sql).await.unwrap();
+        let first = stream.next().await.unwrap().unwrap().num_rows();
+        (client, stream, first)
+    });
+    let mut streams: Vec<_> = begun.buffered(20).collect().await;
+    let (_endless_client, endless, _) = streams.pop().unwrap();
+    let start = Instant::now();
+    let stopping = tokio::task::spawn_blocking(move || server.stop());
+    let finishing = streams
+        .into_iter()
+        .map(async |(_client, stream, first)| first + rows(&collect(stream).await.expect("it is whole")));
+    assert_eq!(futures::future::join_all(finishing).await, [1_000_000; 19]);
+    // It exits with 0, which `stop` asserts: the grace period, what an interrupt may take, and a checkpoint.
+    stopping.await.unwrap();
+    eprintln!("stopped after {:?} of a grace period of 20 s", start.elapsed());
+    collect(endless).await.expect_err("never silently short");
 }

@@ -76,6 +76,36 @@ impl Process {
         assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its resident memory, in bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the process lives");
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// How many file descriptors it has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().count()
+    }
+
+    /// The value of a metric, named with its labels as in the exposition.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        crate::support::metric(&crate::admin::fetch(self.admin, "/metrics").await.1, name)
+    }
+
+    pub(crate) fn address(&self) -> (String, u16) {
+        let Location::Tcp { host, port } = self.location.clone() else { panic!("it listens on TCP") };
+        (host, port)
+    }
+
     /// Waits until a line of its log holds this text.
     pub(crate) async fn logs(&self, text: &str) {
         let logged = async || self.lines.lock().unwrap().iter().any(|line| line.contains(text));

@@ -80,10 +80,14 @@ impl TestServer {
 
     /// The value of a metric, named with its labels as in the exposition.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
-        let (_, text) = self.admin("/metrics").await;
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no metric {name} in:\n{text}"))
+        metric(&self.admin("/metrics").await.1, name)
     }
+}
+
+/// The value of a metric in an exposition.
+pub(crate) fn metric(text: &str, name: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no metric {name} in:\n{text}"))
 }
 
 /// The first row as texts.

@@ -2,12 +2,15 @@
 //! send breaks it.
 
 mod any;
+mod budget;
+mod corpus;
 mod framing;
 mod heap;
 mod limits;
 mod mutated;
 mod paths;
 mod pointers;
+mod requests;
 
 use std::{
     collections::VecDeque,
@@ -162,14 +165,14 @@ fn batch(columns: impl IntoIterator<Item = (&'static str, ArrayRef)>) -> RecordB
 
 /// A small deterministic generator.
 #[derive(Clone)]
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -177,16 +180,16 @@ impl Random {
     }
 
     /// Less than `bound`, or 0 where there is nothing less.
-    fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         ((self.next() >> 11) as usize).checked_rem(bound).unwrap_or(0)
     }
 
-    fn one_in(&mut self, times: usize) -> bool {
+    pub(crate) fn one_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
 
     /// Cuts bytes at random places: often into single bytes, sometimes not at all.
-    fn pieces(&mut self, mut bytes: Bytes) -> Vec<Bytes> {
+    pub(crate) fn pieces(&mut self, mut bytes: Bytes) -> Vec<Bytes> {
         let longest = [1, 7, 100, 5_000, usize::MAX][self.below(5)];
         let mut pieces = Vec::new();
         while !bytes.is_empty() {

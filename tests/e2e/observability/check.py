@@ -47,6 +47,11 @@ mallard_draining gauge
 mallard_database_invalidated gauge
 mallard_connections gauge
 mallard_connections_total counter
+mallard_connections_unauthenticated gauge
+mallard_connections_refused_total counter reason
+mallard_connections_closed_total counter reason
+mallard_streams_stalled_total counter direction
+mallard_bytes_in_flight gauge
 mallard_streams_open gauge
 mallard_logins_total counter method outcome
 mallard_logins_waiting gauge
@@ -92,6 +97,8 @@ process_threads gauge
 }
 # In no panel and no alert, on purpose.
 UNUSED = {
+    "mallard_connections_unauthenticated": "a part of the open connections, to look at when some are refused",
+    "mallard_connections_closed_total": "old, idle and silent connections end like this every day",
     "process_virtual_memory_bytes": "address space is reserved freely and says nothing about memory in use",
     "mallard_audit_lost_total": "0 where the audit log can be written; README says what it is",
     "mallard_tls_handshakes_total": "all 0 without TLS; failures are a client's, and mallard_connections shows what they cost",
@@ -109,11 +116,14 @@ MAY_BE_ZERO = {
     ("Streams open by server", "A"),
     ("In progress by method", "A"),
     ("Connections", "A"),
+    ("Connections", "C"),
+    ("Cancellations", "B"),
     ("Running and queued", "A"),
     ("Running and queued", "B"),
     ("Running and queued", "D"),
     ("Pool in use by server", "A"),
     ("Buffered in streams", "A"),
+    ("Buffered in streams", "B"),
     ("Exchanges running and registered", "A"),
     ("Exchanges running and registered", "B"),
     ("Transfers", "B"),

@@ -228,7 +228,7 @@ fn what_is_only_announced_is_not_allocated() {
     assert!(refused.unwrap().unwrap().is_err() && bytes < 1 << 16, "{bytes} bytes for a message that is too long");
 }
 
-fn body_that_stays_open(front: Bytes) -> Body {
+pub(super) fn body_that_stays_open(front: Bytes) -> Body {
     struct Open(Option<Bytes>);
     impl http_body::Body for Open {
         type Data = Bytes;

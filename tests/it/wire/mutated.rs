@@ -58,7 +58,7 @@ fn edge(random: &mut Random) -> u64 {
 }
 
 /// Flips bits, overwrites numbers, or cuts.
-fn spoil(bytes: &mut Vec<u8>, random: &mut Random) {
+pub(super) fn spoil(bytes: &mut Vec<u8>, random: &mut Random) {
     if bytes.is_empty() {
         return;
     }
