@@ -1,8 +1,11 @@
 //! Who a verified client certificate stands for. Knows a name and no TLS: the server has verified the certificate.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{Authenticator, Identity};
@@ -28,19 +31,20 @@ impl ClientCertificate {
 
 impl Authenticator {
     /// The user that the certificate's name is mapped to (`auth.certificates`), or whose name it is. Users are looked up
-    /// for every call, so that one who is removed is out at once.
-    pub(super) fn certified(&self, certificate: &ClientCertificate) -> Result<Identity> {
+    /// for every call, so that one who is removed is out at once. `address` is where the connection comes from.
+    pub(super) fn certified(&self, certificate: &ClientCertificate, address: Option<IpAddr>) -> Result<Identity> {
         let name = certificate.0.name.as_deref();
-        let known = name.and_then(|name| self.0.users.get(self.0.certificates.get(name).map_or(name, String::as_str)));
-        let first = !certificate.0.counted.swap(true, Ordering::Relaxed);
-        if first {
-            self.0.metrics.login("mtls", if known.is_some() { "ok" } else { "refused" });
-        }
+        let user = name.map(|name| self.0.certificates.get(name).map_or(name, String::as_str));
+        let known = user.and_then(|user| self.0.users.get(user));
         let shown = name.unwrap_or("(none)");
-        known.map(|known| self.is_used(known.rights.clone().into())).ok_or_else(|| {
-            if first {
+        if !certificate.0.counted.swap(true, Ordering::Relaxed) {
+            let outcome = if known.is_some() { "ok" } else { "refused" };
+            self.tell_login("mtls", user.unwrap_or(shown), address, outcome);
+            if known.is_none() {
                 tracing::warn!(certificate = shown, method = "mtls", "login refused");
             }
+        }
+        known.map(|known| self.is_used(known.rights.clone().into())).ok_or_else(|| {
             Error::Unauthenticated(format!(
                 "the client certificate's name \"{shown}\" is no user here; map it with auth.certificates, or log in"
             ))

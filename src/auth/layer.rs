@@ -72,7 +72,7 @@ where
                 None if !authenticator.enabled() => Ok((authenticator.anonymous(), None)),
                 None if request.uri().path() == HANDSHAKE => return inner.call(request).await,
                 None => match request.extensions().get::<ClientCertificate>() {
-                    Some(certificate) => authenticator.certified(certificate).map(|identity| (identity, None)),
+                    Some(certificate) => authenticator.certified(certificate, address).map(|identity| (identity, None)),
                     None => Err(Error::Unauthenticated("log in first: the call has no authorization header".into())),
                 },
             };

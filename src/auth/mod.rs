@@ -35,7 +35,7 @@ use crate::{
     clock::Clock,
     config::{Config, Secret},
     error::{Error, Result},
-    telemetry::{Event, Metrics},
+    telemetry::{Audit, Event, Metrics},
 };
 use closed::Closed;
 use failures::Failures;
@@ -192,6 +192,18 @@ impl Authenticator {
         self.0.anonymous.clone().into()
     }
 
+    /// Counts an attempt to log in, and writes it into the audit log.
+    fn tell_login(&self, method: &str, user: &str, address: Option<IpAddr>, outcome: &'static str) {
+        self.0.metrics.login(method, outcome);
+        if let Some(audit) = self.0.metrics.audit.get() {
+            let peer = address.map(|address| address.to_string());
+            let (user, peer) = (Some(user), peer.as_deref());
+            let write = if outcome == "limited" { Audit::write_of_stranger } else { Audit::write };
+            let event = Event { event: "login", user, peer, method: Some(method), outcome, ..Event::default() };
+            write(audit, &event);
+        }
+    }
+
     /// Checks a password; the identity and a fresh bearer token. `method` says where the password was: `basic` or
     /// `handshake`, and `address` where it comes from.
     pub async fn login(
@@ -205,15 +217,7 @@ impl Authenticator {
             let (token, _) = self.0.tokens.bearer(ANONYMOUS, &Secret::new(""))?;
             return Ok((self.anonymous(), token));
         }
-        let tell = |outcome: &'static str| {
-            self.0.metrics.login(method, outcome);
-            if let Some(audit) = self.0.metrics.audit.get() {
-                let peer = address.map(|address| address.to_string());
-                let (user, peer) = (Some(user), peer.as_deref());
-                let event = Event { event: "login", user, peer, method: Some(method), outcome, ..Event::default() };
-                if outcome == "limited" { audit.write_of_stranger(&event) } else { audit.write(&event) }
-            }
-        };
+        let tell = |outcome| self.tell_login(method, user, address, outcome);
         let known = self.0.users.get(user);
         let hash = known.as_ref().and_then(|known| known.hash.as_ref());
         let (hash, has_one) = (hash.unwrap_or(&self.0.decoy).clone(), hash.is_some());

@@ -240,7 +240,10 @@ fn with_certificates(place: &Place, authority: &Authority, clients: ClientAuth) 
 #[tokio::test(flavor = "multi_thread")]
 async fn client_certificate_stands_for_a_user() {
     let (place, authority) = (Place::new(), Authority::new());
-    let server = TestServer::with(with_certificates(&place, &authority, ClientAuth::Optional)).await;
+    let mut config = with_certificates(&place, &authority, ClientAuth::Optional);
+    let audit = place.0.path().join("audit.log");
+    config.audit.file = Some(audit.clone());
+    let server = TestServer::with(config).await;
     let location = server.server.location();
     let trust = place.trust(&[&authority]);
     let uri = |text: &str| SanType::URI(text.try_into().unwrap());
@@ -273,6 +276,14 @@ async fn client_certificate_stands_for_a_user() {
         server.metric(&format!("mallard_logins_total{{method=\"mtls\",outcome=\"{outcome}\"}}")).await
     };
     assert_eq!((logins("ok").await, logins("refused").await), (count as f64 - 3.0, 3.0));
+
+    for (user, outcome) in [(USER, "ok"), ("mallory", "refused")] {
+        let is_it = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+            (&line["method"], &line["user"], &line["outcome"]) == (&"mtls".into(), &user.into(), &outcome.into())
+        };
+        until("it is in the audit log", async || std::fs::read_to_string(&audit).unwrap().lines().any(is_it)).await;
+    }
 
     // Without a certificate one logs in, and with both the login counts.
     assert_eq!(asked(location, None, &trust).await.unwrap_err().code(), Code::Unauthenticated);
