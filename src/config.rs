@@ -70,9 +70,20 @@ pub struct Database {
     pub memory_limit: Option<Size>,
     pub temp_directory: String,
     pub max_temp_size: Option<Size>,
+    pub seal: bool,
+    pub backup_directory: Option<PathBuf>,
     pub external_access: bool,
     pub lossless_types: bool,
     pub batch_rows: usize,
+    /// Settings of DuckDB's that make it fail, for tests: no key reaches them.
+    pub debug: Vec<(String, String)>,
+}
+
+impl Database {
+    /// The database file, if there is one.
+    pub fn file(&self) -> Option<&Path> {
+        Some(self.path.as_str()).filter(|path| !matches!(*path, ":memory:" | "")).map(Path::new)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -227,6 +238,7 @@ pub struct Limits {
     pub send_message_size: Size,
     pub sql_length: Size,
     pub sql_depth: usize,
+    pub process_memory: Option<Size>,
     pub endpoints: usize,
     pub shared_results: usize,
     pub connections: usize,
@@ -285,9 +297,12 @@ impl Default for Config {
                 memory_limit: None,
                 temp_directory: String::new(),
                 max_temp_size: None,
+                seal: true,
+                backup_directory: None,
                 external_access: false,
                 lossless_types: true,
                 batch_rows: 61_440,
+                debug: Vec::new(),
             },
             ingest: Ingest { workers: 2, preserve_order: true },
             exchange: Exchange { memory_limit: Size::mib(512), max_registered: 1000, max_running: 16 },
@@ -324,6 +339,7 @@ impl Default for Config {
                 send_message_size: Size::mib(2),
                 sql_length: Size(256 * 1024),
                 sql_depth: 128,
+                process_memory: None,
                 endpoints: 1,
                 shared_results: 64,
                 connections: 4096,
@@ -428,16 +444,24 @@ const KEYS: &[Key] = &[
         "Address of the status page, /livez, /readyz, /startupz and /metrics (HTTP, its own thread), or \"off\"."
     ),
     key!(database.path, "The DuckDB database file, or :memory:."),
-    key!(database.threads, "DuckDB's worker threads; 0 means one per core."),
+    key!(database.threads, "DuckDB's worker threads; 0 means one per core, or as many as the container may use."),
     key!(
         database.memory_limit,
-        "DuckDB's memory limit, such as \"4GiB\"; empty means DuckDB's own default (80 % of memory)."
+        "DuckDB's memory limit, such as \"4GiB\"; empty means 70 % of the container's memory limit, or of the machine's memory."
     ),
     key!(
         database.temp_directory,
-        "Where DuckDB spills to disk; empty means DuckDB's own default (beside the database file)."
+        "Where DuckDB spills to disk; empty means beside the database file, with the ending .tmp."
     ),
-    key!(database.max_temp_size, "How much may be spilled to disk; empty means DuckDB's own default."),
+    key!(database.max_temp_size, "How much may be spilled to disk; empty means half of what is free there at start."),
+    key!(
+        database.seal,
+        "Whether the database file's mode is 000 while it is open, so that nothing else reads or overwrites it (root could). It is restored at stop; after a crash by the next start, or by chmod."
+    ),
+    key!(
+        database.backup_directory,
+        "Where `mallard backup` writes, on the server; empty means that no backups are made. Best another volume than the database's."
+    ),
     key!(
         database.external_access,
         "Whether SQL may read and write files and attach databases with the server's rights. Every client could then."
@@ -558,6 +582,10 @@ const KEYS: &[Key] = &[
     key!(
         limits.sql_depth,
         "How deep SQL may nest: brackets, CASE, and chains of operators, of parts of a name and of CTEs. DuckDB's planner takes seconds for a few hundred."
+    ),
+    key!(
+        limits.process_memory,
+        "The last line behind database.memory_limit: allocations of the process beyond it fail (RLIMIT_DATA). Empty means 95 % of the container's memory limit, where there is one, beside the engine threads' stacks; \"0B\" means none."
     ),
     key!(
         limits.endpoints,

@@ -73,6 +73,12 @@ pub enum Error {
     /// A file of the user's could not be read or written.
     #[error("{0}")]
     Io(String),
+    /// Another process has the database.
+    #[error("{0}")]
+    InUse(String),
+    /// Bytes of the database, of its log or of a backup are not what was written.
+    #[error("{0}")]
+    Corrupt(String),
     /// DuckDB has invalidated the database; nothing works until a restart.
     #[error("database is unusable until the server restarts: {0}")]
     Broken(String),
@@ -111,7 +117,8 @@ impl Error {
             Self::Draining | Self::Starting | Self::Unreachable(_) => Code::Unavailable,
             Self::Unsupported(_) => Code::Unimplemented,
             Self::Remote { code, .. } => *code,
-            Self::Io(_) => Code::FailedPrecondition,
+            Self::Io(_) | Self::InUse(_) => Code::FailedPrecondition,
+            Self::Corrupt(_) => Code::DataLoss,
             Self::Broken(_) | Self::Internal(_) => Code::Internal,
         }
     }

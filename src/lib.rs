@@ -11,6 +11,7 @@
 //! | 0 | [`clock`] | the wall clock, for what expires |
 //! | 0 | [`config`] | keys, defaults, sources, validation |
 //! | 1 | [`stream`] | a schema and fallible record batches: the seam between all parts |
+//! | 1 | [`machine`] | what the machine or the container lets this process have |
 //! | 1 | [`telemetry`] | metrics, traces, logs |
 //! | 2 | [`engine`] | the only folder that knows DuckDB |
 //! | 2 | [`wire`] | record batches to FlightData and back |
@@ -34,6 +35,8 @@ pub mod clock;
 pub mod config;
 
 pub mod stream;
+
+pub mod machine;
 
 pub mod telemetry;
 

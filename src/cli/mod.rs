@@ -1,13 +1,16 @@
 //! The command line: data on standard output, everything else on standard error.
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong use or configuration, 3 not reachable or not ready, 4 not logged in or not
-//! allowed, 5 not found, 130 interrupted.
+//! allowed, 5 not found, 65 the database or its log is corrupt, 70 the database became unusable (restart), 75 another
+//! process has the database, 130 interrupted.
 
 mod actions;
+mod backup;
 mod bench;
 mod config;
 mod connect;
 mod demo;
+mod doctor;
 mod exchange;
 mod files;
 mod health;
@@ -25,6 +28,8 @@ mod workload;
 
 use std::process::ExitCode;
 
+pub use serve::serve;
+
 use clap::{CommandFactory, Parser, Subcommand};
 use tonic::Code;
 use tracing::Instrument;
@@ -41,7 +46,8 @@ use crate::{
     name = "mallard",
     version,
     after_help = "Exit codes: 0 done, 1 failed, 2 wrong use or configuration, \
-3 not reachable or not ready, 4 not logged in or not allowed, 5 not found, 130 interrupted."
+3 not reachable or not ready, 4 not logged in or not allowed, 5 not found, 65 the database or its log is corrupt, \
+70 the database became unusable and needs a restart, 75 another process has the database, 130 interrupted."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -70,6 +76,12 @@ enum Command {
     Sessions(running::SessionsArguments),
     /// Ask a server whether it serves (gRPC health); exit code 0 or 3.
     Health(health::Arguments),
+    /// Make a server write a verified copy of its database while it serves.
+    Backup(backup::BackupArguments),
+    /// Put a backup in place, verified first; no server may have the database.
+    Restore(backup::RestoreArguments),
+    /// Say what a server would meet here: limits, volumes, database; exit code 1 where something is broken.
+    Doctor(doctor::Arguments),
     /// Move and verify 24 million rows between two servers, and measure it.
     Demo(demo::Arguments),
     /// Measure your own servers: throughput of every operation and latencies of small queries, all of it verified.
@@ -96,6 +108,9 @@ impl Command {
             Self::Kill(_) => "mallard kill",
             Self::Sessions(_) => "mallard sessions",
             Self::Health(_) => "mallard health",
+            Self::Backup(_) => "mallard backup",
+            Self::Restore(_) => "mallard restore",
+            Self::Doctor(_) => "mallard doctor",
             Self::Demo(_) => "mallard demo",
             Self::Bench(_) => "mallard bench",
             _ => "mallard",
@@ -173,6 +188,9 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Sessions(arguments) => running::sessions(arguments).await.map(done),
         Command::User(arguments) => user::run(&arguments).map(done),
         Command::Health(arguments) => health::run(&arguments).await,
+        Command::Backup(arguments) => backup::back_up(arguments).await.map(done),
+        Command::Restore(arguments) => backup::restore(arguments).await.map(done),
+        Command::Doctor(arguments) => doctor::run(arguments).await,
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Serve(_) | Command::Bench(_) | Command::Config(_) | Command::Completions { .. } => {
             unreachable!("handled by dispatch")
@@ -196,12 +214,25 @@ fn finish(outcome: Result<ExitCode>) -> ExitCode {
     ExitCode::from(exit_code(&error))
 }
 
+const DONE: u8 = 0;
+const FAILED: u8 = 1;
+const WRONG_USE: u8 = 2;
+/// As sysexits.h has them: EX_DATAERR, EX_SOFTWARE, EX_TEMPFAIL.
+const CORRUPT: u8 = 65;
+const UNUSABLE: u8 = 70;
+const IN_USE: u8 = 75;
+
 fn exit_code(error: &Error) -> u8 {
+    match error {
+        Error::Corrupt(_) => return CORRUPT,
+        Error::InUse(_) => return IN_USE,
+        _ => {}
+    }
     match error.code() {
         Code::Unavailable | Code::DeadlineExceeded => 3,
         Code::Unauthenticated | Code::PermissionDenied => 4,
         Code::NotFound => 5,
-        _ => 1,
+        _ => FAILED,
     }
 }
 

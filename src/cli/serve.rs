@@ -1,15 +1,20 @@
 //! `mallard serve`
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::{DONE, FAILED, UNUSABLE, WRONG_USE, exit_code};
 use crate::{
-    config::{self, Loaded, Mistakes},
+    config::{self, Config, Loaded, Mistakes},
+    machine,
     server::Server,
     telemetry::Telemetry,
 };
+
+/// Once the database is unusable: what calls that run may take to end by themselves, each with its own error.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -62,49 +67,71 @@ fn allow_descriptors() {
 
 pub(super) async fn run(arguments: Arguments) -> ExitCode {
     allow_descriptors();
-    let config = match arguments.config.load() {
-        Ok(loaded) => loaded.config,
+    match arguments.config.load() {
+        Ok(loaded) => ExitCode::from(serve(loaded.config).await),
         Err(mistakes) => {
             eprintln!("{mistakes}");
-            return ExitCode::from(2);
+            ExitCode::from(WRONG_USE)
         }
-    };
+    }
+}
+
+/// Serves until a signal or until the database is unusable; the exit code.
+pub async fn serve(config: Config) -> u8 {
     let _telemetry = match Telemetry::start(Some(&config.log), &config.traces) {
         Ok(telemetry) => telemetry,
         Err(mistake) => {
             eprintln!("{mistake}");
-            return ExitCode::from(2);
+            return WRONG_USE;
         }
     };
+    if let Some(bytes) = machine::process_memory(&config)
+        && let Err(error) = machine::bound_memory(bytes)
+    {
+        eprintln!("error: {error}");
+        return FAILED;
+    }
     let (mut stop, mut hangup) = match Stop::listen().and_then(|stop| Ok((stop, signal(SignalKind::hangup())?))) {
         Ok(signals) => signals,
         Err(error) => {
             eprintln!("error: cannot listen for signals: {error}");
-            return ExitCode::FAILURE;
+            return FAILED;
         }
     };
+    // A file that may not grow (RLIMIT_FSIZE) fails the write, and does not end the process.
+    let _too_large = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()));
     let server = tokio::select! {
         started = Server::start(config) => match started {
             Ok(server) => server,
             Err(error) => {
                 eprintln!("error: {error}");
-                return ExitCode::FAILURE;
+                return exit_code(&error);
             }
         },
         // Nothing was acknowledged yet.
-        () = stop.signal() => return ExitCode::SUCCESS,
+        () = stop.signal() => return DONE,
     };
-    loop {
+    let mut broken = std::pin::pin!(server.broken());
+    let unusable = loop {
         tokio::select! {
-            () = stop.signal() => break,
+            () = stop.signal() => break false,
+            true = &mut broken => break true,
             _ = hangup.recv() => server.reload(),
         }
-    }
-    match server.stop(stop.signal()).await {
-        Ok(()) => ExitCode::SUCCESS,
+    };
+    let stopped = match unusable {
+        true => server.stop(tokio::time::sleep(LAST_WORDS)).await,
+        false => server.stop(stop.signal()).await,
+    };
+    match stopped {
+        Ok(()) if unusable => {
+            eprintln!("error: the database is unusable; the next start recovers it from its log");
+            UNUSABLE
+        }
+        Ok(()) => DONE,
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::FAILURE
+            FAILED
         }
     }
 }

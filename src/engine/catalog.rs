@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use arrow_array::{Array, cast::AsArray};
 use arrow_schema::{Schema, SchemaRef};
 use duckdb::{Parameters, connection::Connection, qualified_name::QualifiedName, statement::Statement};
 
@@ -164,32 +163,4 @@ pub(super) fn column_types(shared: &Shared, statement: &Statement<'_>) -> Result
 fn types_of(shared: &Shared, schema: &duckdb::schema::Schema) -> Result<Vec<String>> {
     let fields = schema.get_all().map_err(|error| shared.cause(&error))?;
     fields.into_iter().map(|(_, field)| field.to_text().map_err(|error| shared.cause(&error))).collect()
-}
-
-impl Shared {
-    /// All rows of a small query of ours, each value as text.
-    pub(super) fn rows(
-        &self,
-        connection: &Connection,
-        sql: &str,
-        parameters: Parameters<'_>,
-    ) -> Result<Vec<Vec<String>>> {
-        let cause = |error: duckdb::Error| self.cause(&error);
-        let mut result = connection.arrow_query(sql, parameters, None).map_err(cause)?;
-        let importer = Importer::new(result.schema().map_err(cause)?)?;
-        let mut rows = Vec::new();
-        while let Some(array) = result.next_array().map_err(cause)? {
-            let batch = importer.batch(array)?;
-            for row in 0..batch.num_rows() {
-                let mut values = Vec::with_capacity(batch.num_columns());
-                for column in batch.columns() {
-                    let text = arrow_cast::cast(column, &arrow_schema::DataType::Utf8).map_err(Error::internal)?;
-                    let text = text.as_string::<i32>();
-                    values.push(if text.is_null(row) { String::new() } else { text.value(row).to_string() });
-                }
-                rows.push(values);
-            }
-        }
-        Ok(rows)
-    }
 }

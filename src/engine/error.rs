@@ -18,6 +18,9 @@ pub(super) fn discreet(error: Error, rights: &Rights) -> Error {
     }
 }
 
+/// What the operating system says when a file cannot grow: the disk, the quota, or the process's own limit.
+const NO_ROOM: [&str; 3] = ["no space left on device", "disk quota exceeded", "file too large"];
+
 /// Paths of the server's own that no message may show.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Redact(Vec<String>);
@@ -43,10 +46,12 @@ impl Redact {
             Code::RuntimeFatal => Error::Broken(message),
             // Only with these codes: a client may put the words into an error of its own.
             Code::RuntimeInternal if lower.contains("database has been invalidated") => Error::Broken(message),
+            // A block that is not what was written; whoever reads it again gets the same.
+            _ if lower.starts_with("corrupt database file") => Error::Corrupt(message),
             Code::RuntimeInternal | Code::RuntimeNullPointer | Code::Api => Error::Internal(message),
             Code::DatabaseConstraint => Error::Constraint(message),
             // A full disk fails a commit; the same write does not succeed when repeated.
-            Code::DatabaseTransaction if lower.contains("no space left on device") => Error::Io(message),
+            Code::DatabaseTransaction if NO_ROOM.iter().any(|words| lower.contains(words)) => Error::Io(message),
             Code::DatabaseTransaction => Error::Conflict(message),
             Code::DatabaseCatalog if lower.contains("does not exist") => Error::NotFound(message),
             Code::DatabaseCatalog if lower.contains("already exists") => Error::Exists(message),

@@ -4,11 +4,13 @@
 //! leaves behind meets another client's statement.
 
 mod arrow;
+mod backup;
 mod catalog;
 mod columns;
 mod error;
 mod files;
 pub mod guard;
+mod hold;
 mod ingest;
 mod open;
 mod pool;
@@ -18,6 +20,8 @@ mod seen;
 mod source;
 mod statement;
 mod storage;
+mod verify;
+mod wal;
 
 use std::{
     collections::HashSet,
@@ -28,19 +32,22 @@ use std::{
 use duckdb::{Parameters, connection::Connection, instance::Instance};
 use tokio::sync::{oneshot, watch};
 
+pub use backup::{Manifest, Restored, restore};
 pub use catalog::{TableName, literal, quote};
 pub use files::FileFormat;
 pub use ingest::{Fingerprint, Mode, Staged};
 pub use query::status_schema;
 pub use seen::{Kill, RunningStatement};
+pub use verify::{FileState, TableSum, verify};
 
 use crate::{
     access::Rights,
-    config::Config,
+    config::{Config, Span},
     error::{Error, Result},
     telemetry::Metrics,
 };
 use error::Redact;
+use hold::Hold;
 use pool::{Cancel, Pool, Slot, lock};
 use seen::{Seen, Statements};
 use source::Sources;
@@ -56,6 +63,8 @@ pub struct Engine {
 struct Shared {
     /// `None` once the engine is closed. An instance is not `Sync`, so a connection is made under the lock.
     instance: Mutex<Option<Instance>>,
+    /// The lock and the seal of the database file; after the instance, because it outlives it.
+    hold: Mutex<Option<Hold>>,
     config: Config,
     redact: Redact,
     metrics: Metrics,
@@ -64,6 +73,8 @@ struct Shared {
     /// Built-in table functions, and built-in views: asked once, at open.
     functions: OnceLock<guard::Functions>,
     system_views: OnceLock<HashSet<String>>,
+    /// Held while a backup is made.
+    backing_up: Mutex<()>,
     /// Whether DuckDB has said that the database is unusable.
     broken: watch::Sender<bool>,
 }
@@ -155,13 +166,24 @@ impl Engine {
         slot: Slot,
         work: impl FnOnce(&Shared, &Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (cancel, _guard) = self.pool.begin();
+        let limit = self.shared.config.limits.statement_timeout;
+        self.call_within(slot, limit, move |shared, connection, _| work(shared, connection)).await
+    }
+
+    /// The same, with a deadline of its own, for work that asks now and then whether it is still wanted.
+    async fn call_within<T: Send + 'static>(
+        &self,
+        slot: Slot,
+        limit: Span,
+        work: impl FnOnce(&Shared, &Connection, &Cancel) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (cancel, _guard) = self.pool.begin_within(limit);
         let (answer, answered) = oneshot::channel();
         let shared = self.shared.clone();
         self.pool.run(slot, move || {
             let outcome = shared.connect().and_then(|connection| {
                 cancel.arm(connection.interrupt_handle())?;
-                work(&shared, &connection)
+                work(&shared, &connection, &cancel)
             });
             let outcome = cancel.explain(outcome);
             // A receiver that is gone needs no answer.
@@ -186,28 +208,43 @@ impl Engine {
         async move { broken.wait_for(|broken| *broken).await.is_ok() }
     }
 
+    pub fn is_broken(&self) -> bool {
+        *self.shared.broken.borrow()
+    }
+
     /// Interrupts what runs, ends the threads, writes a checkpoint and closes the database. Blocks; for threads that
     /// may wait.
     pub fn close(&self, patience: Duration) {
         self.pool.close();
-        self.pool.interrupt_all();
+        self.interrupt_all();
         if !self.pool.join(Instant::now() + patience) {
             tracing::warn!("a statement did not stop in time; the database is closed without a checkpoint");
             return;
         }
-        if self.shared.config.database.path != ":memory:"
+        if self.shared.config.database.file().is_some()
+            && !self.is_broken()
             && let Ok(connection) = self.shared.connect()
             && let Err(error) = self.shared.execute(&connection, "CHECKPOINT")
         {
             tracing::warn!(%error, "no checkpoint at close; the next start replays the log");
         }
         *lock(&self.shared.instance) = None;
+        *lock(&self.shared.hold) = None;
+    }
+
+    /// Ends what runs; in an unusable database for that reason.
+    fn interrupt_all(&self) {
+        let reason = match self.is_broken() {
+            true => Error::Broken("a statement before this one met a fatal error".into()),
+            false => Error::Draining,
+        };
+        self.pool.interrupt_all(&reason);
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
         self.pool.close();
-        self.pool.interrupt_all();
+        self.interrupt_all();
     }
 }

@@ -1,6 +1,9 @@
 //! Opening the database with the settings that every statement runs under.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use duckdb::{
     Parameters,
@@ -12,14 +15,18 @@ use tokio::sync::watch;
 
 use super::{
     Engine, Shared,
+    catalog::{literal, quote},
     error::Redact,
     guard::{self, Functions},
+    hold::{Hold, beside},
     pool::Pool,
     source::Sources,
+    wal,
 };
 use crate::{
-    config::{Config, Size},
+    config::{Config, Database, Size},
     error::{Error, Result},
+    machine,
     telemetry::Metrics,
 };
 
@@ -33,7 +40,7 @@ impl Engine {
         // From here on no statement changes a setting of the database.
         let connection = engine.shared.connect()?;
         // What we set for one connection after the lock; the guard keeps clients from it.
-        engine.shared.execute(&connection, "SET allowed_configs = ['operator_memory_limit']")?;
+        engine.shared.execute(&connection, "SET allowed_configs = ['operator_memory_limit', 'TimeZone']")?;
         engine.shared.execute(&connection, LOCK)?;
         guard::self_test(&engine.shared, &connection)?;
         Ok(engine)
@@ -42,39 +49,30 @@ impl Engine {
     /// The same, for a caller that has settings of its own to make before [`LOCK`].
     pub(super) fn open_unlocked(config: &Config, metrics: Metrics) -> Result<Self> {
         let database = &config.database;
-        let mut options: Vec<(&str, String)> = vec![
-            // Nothing is downloaded at run time, and nothing unsigned is loaded.
-            ("autoinstall_known_extensions", "false".into()),
-            ("autoload_known_extensions", "false".into()),
-            ("allow_community_extensions", "false".into()),
-            ("allow_persistent_secrets", "false".into()),
-            // Types that plain Arrow loses leave as extension types (see engine/arrow.rs).
-            ("arrow_lossless_conversion", database.lossless_types.to_string()),
-        ];
-        if database.threads > 0 {
-            options.push(("threads", database.threads.to_string()));
-        }
-        let sizes = [("memory_limit", database.memory_limit), ("max_temp_directory_size", database.max_temp_size)];
-        options.extend(sizes.into_iter().filter_map(|(name, size)| Some((name, duckdb_size(size?)))));
-        if !database.temp_directory.is_empty() {
-            options.push(("temp_directory", database.temp_directory.clone()));
-        }
-        let location = match database.path.as_str() {
-            ":memory:" | "" => StorageLocation::InMemory,
-            path => StorageLocation::OnDisk(path.to_string()),
+        // Held before DuckDB looks at the file, and for as long as it has it.
+        let mut hold = database.file().map(Hold::take).transpose()?;
+        database.file().map(wal::check).transpose()?;
+        let location = match database.file() {
+            None => StorageLocation::InMemory,
+            Some(_) => StorageLocation::OnDisk(database.path.clone()),
         };
-        let redact = Redact::new([database.path.clone(), database.temp_directory.clone(), absolute(&database.path)]);
-        let opening =
-            |error: duckdb::Error| Error::Io(format!("cannot open database {}: {}", database.path, error.message));
+        let backups = database.backup_directory.as_ref().map(|path| path.to_string_lossy().into_owned());
+        let paths = [database.path.clone(), database.temp_directory.clone(), absolute(&database.path)];
+        let redact = Redact::new(paths.into_iter().chain(backups));
+        let opening = |error: duckdb::Error| refused(database, &error);
 
         let environment = Environment::new().map_err(opening)?;
-        let instance = InstanceBuilder::new().options(options).build(&environment).map_err(opening)?;
+        let instance = InstanceBuilder::new().options(options(database)).build(&environment).map_err(opening)?;
         instance.attach(AttachBuilder::new(location).make_default()).map_err(opening)?;
+        if database.seal {
+            hold.iter_mut().for_each(Hold::seal);
+        }
         let sources = Sources::default();
         let connection = instance.connect().map_err(opening)?;
         sources.register_function(&connection).map_err(opening)?;
         let shared = Arc::new(Shared {
             instance: Mutex::new(Some(instance)),
+            hold: Mutex::new(hold),
             config: config.clone(),
             redact,
             metrics,
@@ -82,8 +80,12 @@ impl Engine {
             last_wal_size: Default::default(),
             functions: Default::default(),
             system_views: Default::default(),
+            backing_up: Mutex::default(),
             broken: watch::Sender::new(false),
         });
+        for (name, value) in &database.debug {
+            shared.execute(&connection, &format!("SET GLOBAL {} = {}", quote(name), literal(value)))?;
+        }
         if !database.external_access {
             shared.execute(&connection, "SET enable_external_access = false")?;
         }
@@ -95,6 +97,77 @@ impl Engine {
         let pool = Pool::new(&config.limits, shared.metrics.clone());
         Ok(Self { shared, pool, sources })
     }
+}
+
+/// What an instance is started with.
+pub(super) fn options(database: &Database) -> Vec<(&'static str, String)> {
+    let temp_directory = match (database.temp_directory.as_str(), database.file()) {
+        ("", Some(file)) => beside(file, ".tmp").to_string_lossy().into_owned(),
+        ("", None) => ".tmp".to_string(),
+        (given, _) => given.to_string(),
+    };
+    // Of what is free now: spilling must not fill the volume that the database is on.
+    let max_temp_size = database.max_temp_size.or_else(|| {
+        let volume = machine::volume(Path::new(&temp_directory))?;
+        Some(Size(volume.free / 2))
+    });
+    let memory_limit = database.memory_limit.unwrap_or(Size(machine::memory() / 100 * 70));
+    let threads = if database.threads > 0 { database.threads } else { machine::cores() };
+    let mut options: Vec<(&str, String)> = vec![
+        // Nothing is downloaded at run time, and nothing unsigned is loaded.
+        ("autoinstall_known_extensions", "false".into()),
+        ("autoload_known_extensions", "false".into()),
+        ("allow_community_extensions", "false".into()),
+        ("allow_unsigned_extensions", "false".into()),
+        ("allow_extension_repositories", "forbidden".into()),
+        ("allow_persistent_secrets", "false".into()),
+        ("allow_unredacted_secrets", "false".into()),
+        // Types that plain Arrow loses leave as extension types (see engine/arrow.rs).
+        ("arrow_lossless_conversion", database.lossless_types.to_string()),
+        ("threads", threads.to_string()),
+        ("memory_limit", duckdb_size(memory_limit)),
+        ("temp_directory", temp_directory),
+    ];
+    options.extend(max_temp_size.map(|size| ("max_temp_directory_size", duckdb_size(size))));
+    options
+}
+
+/// Why DuckDB does not open the database, and what to do next. Nothing was changed.
+pub(super) fn refused(database: &Database, error: &duckdb::Error) -> Error {
+    let (path, message) = (&database.path, &error.message);
+    let lower = message.to_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    if says(&["could not set lock"]) {
+        return Error::InUse(format!("database {path} is in use by another process: {message}"));
+    }
+    let others = [
+        "permission denied",
+        "read-only file system",
+        "no space left",
+        "is a directory",
+        "no such file",
+        "too many open files",
+        "cannot open file",
+        "out of memory",
+        "newer version",
+        "older version",
+        "version number",
+        "not implemented",
+    ];
+    let there = database.file().is_some_and(|file| std::fs::metadata(file).is_ok_and(|file| file.len() > 0));
+    if !there || says(&others) {
+        return Error::Io(format!("cannot open database {path}: {message}"));
+    }
+    if says(&["wal"]) {
+        return Error::Corrupt(format!(
+            "cannot open database {path}: its write-ahead log {path}.wal is corrupt: {message}; nothing was changed. Restore a backup (`mallard restore`), \
+             or keep a copy of both files and move {path}.wal away, which loses every write since the last checkpoint"
+        ));
+    }
+    Error::Corrupt(format!(
+        "cannot open database {path}: it is corrupt, or no DuckDB database: {message}; nothing was changed. `mallard doctor --verify --db \
+         {path}` says what can be read; restore a backup with `mallard restore`"
+    ))
 }
 
 /// A size in the form DuckDB's settings take.

@@ -22,13 +22,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::Rights,
-    config::Limits,
+    config::{Limits, Span},
     error::{Error, Result},
     telemetry::Metrics,
 };
 
 /// DuckDB's parser and binder recurse: some 900 chained CTEs overflow the 2 MiB that Rust gives a thread.
-const STACK_BYTES: usize = 32 * 1024 * 1024;
+const STACK_BYTES: usize = crate::machine::ENGINE_STACK;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -193,12 +193,16 @@ impl Pool {
 
     /// Handles that cancel one statement: by a call, at its deadline, when the pool interrupts all, or when dropped.
     pub(super) fn begin(&self) -> (Cancel, CancelOnDrop) {
+        self.begin_within(self.limits.statement_timeout)
+    }
+
+    /// The same, with a deadline of its own; none where it is zero.
+    pub(super) fn begin_within(&self, limit: Span) -> (Cancel, CancelOnDrop) {
         let state = Arc::new(CancelState::default());
         let mut running = lock(&self.running);
         running.retain(|other| other.strong_count() > 0);
         running.push(Arc::downgrade(&state));
         drop(running);
-        let limit = self.limits.statement_timeout;
         let deadline = limit.limit().map(|duration| {
             let state = state.clone();
             tokio::spawn(async move {
@@ -216,9 +220,9 @@ impl Pool {
         self.aside.close();
     }
 
-    pub(super) fn interrupt_all(&self) {
+    pub(super) fn interrupt_all(&self, reason: &Error) {
         for state in lock(&self.running).iter().filter_map(Weak::upgrade) {
-            state.cancel(Error::Draining);
+            state.cancel(reason.clone());
         }
     }
 

@@ -1,15 +1,11 @@
 //! What the database holds, in memory and on disk: for metrics.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::atomic::Ordering,
-    time::Duration,
-};
+use std::{path::Path, sync::atomic::Ordering, time::Duration};
 
 use duckdb::{Parameters, connection::Connection};
 
 use super::{Engine, Shared};
-use crate::{error::Result, telemetry::Storage};
+use crate::{error::Result, machine, telemetry::Storage};
 
 impl Engine {
     /// Reads what a scrape shows, beside what runs. Files and volumes are read also where DuckDB does not answer.
@@ -54,7 +50,7 @@ impl Shared {
 
     /// The database file, if there is one.
     fn file(&self) -> Option<&Path> {
-        Some(self.config.database.path.as_str()).filter(|path| !matches!(*path, ":memory:" | "")).map(Path::new)
+        self.config.database.file()
     }
 
     fn wal_size(&self) -> u64 {
@@ -82,8 +78,6 @@ fn file_size(path: &Path) -> u64 {
 
 /// Free space and size of the volume that holds `path`, or would hold it.
 fn volume(what: &'static str, path: &Path) -> Option<(&'static str, u64, u64)> {
-    let absolute: PathBuf = std::path::absolute(path).ok()?;
-    let there = absolute.ancestors().find(|place| place.exists())?;
-    let volume = rustix::fs::statvfs(there).ok()?;
-    Some((what, volume.f_bavail * volume.f_frsize, volume.f_blocks * volume.f_frsize))
+    let volume = machine::volume(path)?;
+    Some((what, volume.free, volume.size))
 }

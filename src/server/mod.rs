@@ -36,6 +36,7 @@ use gate::{Gate, State};
 use rpc::RpcLayer;
 use services::Services;
 use tls::Tls;
+pub use tls::certificate_ends;
 
 /// How long an interrupted statement may take to notice.
 const INTERRUPT_PATIENCE: Duration = Duration::from_secs(5);
@@ -164,6 +165,11 @@ impl Server {
 
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(Admin::address)
+    }
+
+    /// Completes with true when the database has become unusable, which only a restart changes.
+    pub fn broken(&self) -> impl Future<Output = bool> + Send + use<> {
+        self.engine.broken()
     }
 
     /// Reads the files that can change while it runs again, changed or not.

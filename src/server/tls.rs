@@ -141,6 +141,11 @@ fn read(settings: &config::Tls) -> Result<(ServerConfig, i64)> {
     Ok((config, not_after))
 }
 
+/// The second since 1970 in which the configured certificate ends, which is good now and fits its key.
+pub fn certificate_ends(settings: &config::Tls) -> Result<i64> {
+    read(settings).map(|(_, not_after)| not_after)
+}
+
 fn file(key: &str, path: Option<&Path>) -> Result<(PathBuf, Vec<u8>)> {
     let path = path.ok_or_else(|| Error::invalid(format!("{key}: is not given")))?;
     let text = std::fs::read(path).map_err(|error| Error::Io(format!("{key}: {}: {error}", path.display())))?;

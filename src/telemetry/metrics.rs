@@ -2,11 +2,11 @@
 
 use std::{
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder, core::Collector,
 };
 use tonic::Code;
@@ -95,6 +95,9 @@ pub struct Inner {
     pub transfer_rows: IntCounter,
     pub transfer_bytes: IntCounter,
     pub checkpoints: IntCounter,
+    backups: IntCounterVec,
+    backup_time: IntGauge,
+    backup_seconds: Gauge,
     memory: IntGaugeVec,
     temp_storage: IntGaugeVec,
     memory_limit: IntGauge,
@@ -275,6 +278,16 @@ impl Metrics {
                 "mallard_checkpoints_total",
                 "Checkpoints noticed, by the write-ahead log having become shorter.",
             ),
+            backups: counters(r, "mallard_backups_total", "Backups ended.", &["outcome"]),
+            backup_time: gauge(
+                r,
+                "mallard_backup_last_success_timestamp_seconds",
+                "When the last backup of this process was made; 0 if there is none.",
+            ),
+            backup_seconds: registered(
+                r,
+                Gauge::new("mallard_backup_last_duration_seconds", "How long that took, its verification included."),
+            ),
             memory: gauges(r, "mallard_duckdb_memory_bytes", "DuckDB's memory, by what it is for.", &["tag"]),
             temp_storage: gauges(
                 r,
@@ -351,6 +364,7 @@ impl Inner {
         }
         for outcome in ["ok", "error", "cancelled"] {
             self.transfers.with_label_values(&[outcome]);
+            self.backups.with_label_values(&[outcome]);
             for kind in ["builtin", "sql"] {
                 self.exchanges.with_label_values(&[kind, outcome]);
             }
@@ -490,6 +504,15 @@ impl Inner {
         })
     }
 
+    pub fn backed_up<T>(&self, outcome: &Result<T>, took: Duration) {
+        self.backups.with_label_values(&[outcome_label(outcome)]).inc();
+        if outcome.is_ok() {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            self.backup_time.set(i64::try_from(now).unwrap_or(i64::MAX));
+            self.backup_seconds.set(took.as_secs_f64());
+        }
+    }
+
     pub fn stored(&self, storage: &Storage) {
         let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         for (tag, memory, temporary) in &storage.memory {
@@ -522,11 +545,7 @@ impl Underway {
     }
 
     pub fn end<T>(&mut self, outcome: &Result<T>) {
-        self.finish(match outcome {
-            Ok(_) => "ok",
-            Err(Error::Cancelled) => "cancelled",
-            Err(_) => "error",
-        });
+        self.finish(outcome_label(outcome));
     }
 
     fn finish(&mut self, outcome: &'static str) {
@@ -540,6 +559,14 @@ impl Underway {
 impl Drop for Underway {
     fn drop(&mut self) {
         self.finish("cancelled");
+    }
+}
+
+fn outcome_label<T>(outcome: &Result<T>) -> &'static str {
+    match outcome {
+        Ok(_) => "ok",
+        Err(Error::Cancelled) => "cancelled",
+        Err(_) => "error",
     }
 }
 

@@ -87,9 +87,15 @@ async fn stock_arrow_rs_client_reads_and_lists_actions() {
     let batches: Vec<_> = client.do_get(ticket).await.unwrap().try_collect().await.unwrap();
     assert_eq!(crate::support::rows(&batches), 100_000);
     let actions: Vec<_> = client.list_actions().await.unwrap().try_collect().await.unwrap();
-    for name in
-        ["add_exchange", "drop_exchange", "list_exchanges", "transfer", "CancelFlightInfo", "RenewFlightEndpoint"]
-    {
+    for name in [
+        "add_exchange",
+        "drop_exchange",
+        "list_exchanges",
+        "transfer",
+        "backup",
+        "CancelFlightInfo",
+        "RenewFlightEndpoint",
+    ] {
         let action = actions.iter().find(|action| action.r#type == name).unwrap_or_else(|| panic!("{name} is listed"));
         assert!(!action.description.is_empty());
     }

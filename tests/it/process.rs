@@ -41,9 +41,13 @@ impl Process {
         command
             .args(["serve", "--location", "grpc://127.0.0.1:0", "--admin", "127.0.0.1:0"])
             .env("MALLARD__LOG__FORMAT", "json")
-            .envs(environment.iter().copied())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().expect("the binary starts");
+            .envs(environment.iter().copied());
+        Self::spawn(command)
+    }
+
+    /// A server that writes JSON lines on standard error, once it serves.
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the binary starts");
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let lines = Arc::new(Mutex::new(Vec::new()));
         let (found, serving) = mpsc::channel();
@@ -110,6 +114,30 @@ impl Process {
     pub(crate) async fn logs(&self, text: &str) {
         let logged = async || self.lines.lock().unwrap().iter().any(|line| line.contains(text));
         crate::support::until(text, logged).await;
+    }
+
+    /// Ends it as a crash does: SIGKILL.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it ends by itself; its exit code and everything it wrote on standard error.
+    pub(crate) async fn ended(mut self) -> (Option<i32>, Vec<String>) {
+        let patience = std::time::Instant::now() + Duration::from_secs(60);
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(std::time::Instant::now() < patience, "it does not end: {:?}", self.lines.lock().unwrap());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        self.reader.take().unwrap().join().unwrap();
+        (status.code(), std::mem::take(&mut *self.lines.lock().unwrap()))
     }
 
     /// Stops it with SIGTERM; everything it wrote on standard error.

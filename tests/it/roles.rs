@@ -33,7 +33,7 @@ async fn client(server: &TestServer, user: &str) -> Client {
 }
 
 /// Every RPC and every action, and whether a role may call it. A call is refused when its code is PERMISSION_DENIED.
-const MATRIX: [(&str, [bool; 3]); 21] = [
+const MATRIX: [(&str, [bool; 3]); 22] = [
     ("Handshake", [true, true, true]),
     ("ListFlights", [true, true, true]),
     ("GetFlightInfo", [true, true, true]),
@@ -52,6 +52,7 @@ const MATRIX: [(&str, [bool; 3]); 21] = [
     ("DoAction queries", [true, true, true]),
     ("DoAction kill", [true, true, true]),
     ("DoAction sessions", [false, false, true]),
+    ("DoAction backup", [false, false, true]),
     ("DoAction CancelFlightInfo", [true, true, true]),
     ("DoAction RenewFlightEndpoint", [true, true, true]),
     // The last one: what comes after it would have no identity any more.

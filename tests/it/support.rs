@@ -100,6 +100,11 @@ pub(crate) async fn run(client: &Client, sql: &str) {
     row(client, sql).await;
 }
 
+/// DuckDB answers no row to it.
+pub(crate) async fn checkpoint(client: &Client) {
+    collect(client.query("CHECKPOINT").await.unwrap()).await.unwrap();
+}
+
 pub(crate) async fn count(client: &Client, table: &str) -> u64 {
     row(client, &format!("SELECT count(*) FROM {table}")).await[0].parse().unwrap()
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// From low to high.
 const LAYERS: [&[&str]; 8] = [
     &["error", "clock", "config", "location", "access"],
-    &["stream", "telemetry"],
+    &["stream", "machine", "telemetry"],
     &["engine", "wire", "reload", "auth"],
     &["exchange", "session", "client"],
     &["transfer"],

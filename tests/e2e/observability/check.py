@@ -86,6 +86,9 @@ mallard_wal_size_bytes gauge
 mallard_volume_free_bytes gauge volume
 mallard_volume_size_bytes gauge volume
 mallard_checkpoints_total counter
+mallard_backups_total counter outcome
+mallard_backup_last_success_timestamp_seconds gauge
+mallard_backup_last_duration_seconds gauge
 process_resident_memory_bytes gauge
 process_virtual_memory_bytes gauge
 process_cpu_seconds_total counter
@@ -100,6 +103,9 @@ UNUSED = {
     "mallard_connections_unauthenticated": "a part of the open connections, to look at when some are refused",
     "mallard_connections_closed_total": "old, idle and silent connections end like this every day",
     "process_virtual_memory_bytes": "address space is reserved freely and says nothing about memory in use",
+    "mallard_backups_total": "whoever asks for a backup is told how it went",
+    "mallard_backup_last_success_timestamp_seconds": "for alerts of those who make backups, which not everybody does",
+    "mallard_backup_last_duration_seconds": "shown to whoever asks for a backup",
     "mallard_audit_lost_total": "0 where the audit log can be written; README says what it is",
     "mallard_tls_handshakes_total": "all 0 without TLS; failures are a client's, and mallard_connections shows what they cost",
 }
