@@ -109,7 +109,7 @@ impl Hold {
         let Some(mode) = mode(&self.database) else { return };
         // Known to the next start before it is gone; where there is no room for that, that start makes it 600.
         let _ = Note { pid: Some(std::process::id()), mode: Some(mode) }.write(&mut self.lock);
-        match std::fs::set_permissions(&self.database, Permissions::from_mode(0)) {
+        match std::fs::set_permissions(&self.database, Permissions::from_mode(0o000)) {
             Ok(()) => self.sealed = Some(mode),
             Err(error) => {
                 let database = self.database.display();

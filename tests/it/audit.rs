@@ -117,7 +117,7 @@ async fn callers_without_identity_cannot_fill_the_log_and_the_stop_waits_for_the
     let (server, root, _ann) = with_users(Some(&path)).await;
     let mut stranger = server.stock().await;
     for _ in 0..500 {
-        stranger.list_actions(arrow_flight::Empty {}).await.err().expect("no identity");
+        stranger.list_actions(arrow_flight::Empty {}).await.expect_err("no identity");
     }
     let lost = server.metric("mallard_audit_lost_total").await;
     assert!(lost > 0.0);

@@ -1,6 +1,7 @@
 //! Real servers on port 0, real clients, one file per promise.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+#![expect(clippy::type_complexity, reason = "cases are tables")]
 
 mod admin;
 mod audit;

@@ -236,7 +236,8 @@ async fn slow_reader_and_stalled_readers_leave_room_for_others() {
         "{read} rows read one batch at a time beside 32 stalled readers: {} MiB above base; p99 of others {beside:?}, idle {idle:?}",
         most >> 20
     );
-    assert!(most < 128 << 20, "{most} bytes more");
+    // Three record batches of each, and what DuckDB keeps for a stream (10 MiB).
+    assert!(most < (33 * 24) << 20, "{most} bytes more");
     for (_client, stream) in stalled {
         assert!(collect(stream).await.is_err(), "never silently short");
     }

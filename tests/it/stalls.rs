@@ -70,7 +70,7 @@ async fn sender_that_sends_nothing_is_cut_and_rolled_back() {
         let server = server(standard_path, Duration::from_millis(500)).await;
         let client = server.client().await;
         client.put(&table("people"), people(1, 100)).await.unwrap();
-        let error = client.put(&table("people"), silent_after(3)).await.err().expect("cut");
+        let error = client.put(&table("people"), silent_after(3)).await.expect_err("cut");
         assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
         assert!(error.to_string().contains("sent nothing for limits.stall_timeout (500ms)"), "{error}");
         assert_eq!(server.metric(RECEIVED).await, 1.0);

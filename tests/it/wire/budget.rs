@@ -21,6 +21,7 @@ async fn messages_wait_for_room_and_not_for_ever() {
     config.limits.max_message_size = Size::mib(1);
     config.limits.bytes_in_flight = Size::mib(1);
     config.limits.queue_timeout = Span(Duration::from_secs(1));
+    config.limits.stall_timeout = Span(Duration::from_secs(10));
     config.wire.standard_path = false;
     let server = TestServer::with(config).await;
     let client = server.client().await;
@@ -46,12 +47,13 @@ async fn messages_wait_for_room_and_not_for_ever() {
     let mut channel = server.channel().await;
     let stuck = channel.ready().await.unwrap().call(request).await.unwrap();
     until("it is counted", || async { held().await == MIB as f64 }).await;
-    let error = client.put(&table("late"), people(4, 20_000)).await.err().expect("there is no room");
+    let error = client.put(&table("late"), people(4, 20_000)).await.expect_err("there is no room");
     assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
     assert!(error.to_string().contains("raise limits.bytes_in_flight"), "{error}");
     // Small messages need none.
     client.put(&table("small"), people(4, 100)).await.unwrap();
     drop((stuck, channel));
+    // The client has gone, or it counts as one that stands still.
     until("its bytes are given back", || async { held().await == 0.0 }).await;
     client.put(&table("late"), people(4, 20_000)).await.unwrap();
 }
