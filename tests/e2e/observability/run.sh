@@ -121,7 +121,7 @@ serve() {
     env -i PATH="$PATH" HOME="$work" MALLARD__SERVER__LOCATION="grpc://127.0.0.1:$2" MALLARD__ADMIN__LISTEN="127.0.0.1:$3" \
         MALLARD__DATABASE__PATH="$work/data$1/mallard.duckdb" MALLARD__DATABASE__TEMP_DIRECTORY="$work/data$1/spill" \
         MALLARD__DATABASE__MEMORY_LIMIT=1GiB MALLARD__LIMITS__SQL_LENGTH=8KiB MALLARD__AUTH__LOGIN_FAILURES=100 \
-        MALLARD__AUTH__ENABLED=true MALLARD__AUTH__USERS__MALLARD__PASSWORD_FILE="$work/password" \
+        MALLARD__AUTH__ENABLED=true MALLARD__AUTH__USERS__MALLARD__ROLE=admin MALLARD__AUTH__USERS__MALLARD__PASSWORD_FILE="$work/password" \
         "$mallard" serve >"$work/mallard$1.log" 2>&1 &
     server=$!
     pids="$pids $server"
