@@ -149,8 +149,7 @@ pub(super) fn refused(database: &Database, error: &duckdb::Error) -> Error {
         "too many open files",
         "cannot open file",
         "out of memory",
-        "newer version",
-        "older version",
+        "version of duckdb",
         "version number",
         "not implemented",
     ];

@@ -5,8 +5,10 @@
 //! and every commit behind it would be gone without a word. The difference is what follows: behind a torn entry there is
 //! nothing, behind a damaged length there are whole entries with right checksums.
 //!
-//! The format (storage/write_ahead_log.cpp, version 2): a head without a checksum, then entries of a length (8 bytes,
-//! little-endian), a checksum (8) and the payload. What this does not understand it leaves to DuckDB.
+//! The same goes for the log's head, which has no checksum: where it cannot be read, DuckDB drops the whole log.
+//!
+//! The format (storage/write_ahead_log.cpp, version 2): the head, then entries of a length (8 bytes, little-endian), a
+//! checksum (8) and the payload. What this does not understand it leaves to DuckDB.
 
 use std::path::Path;
 
@@ -15,9 +17,6 @@ use crate::error::{Error, Result};
 
 /// A log is checkpointed long before (16 MiB by default); a larger one is not looked at.
 const MAX_LOG: u64 = 256 * 1024 * 1024;
-
-/// The first entry begins within so many bytes.
-const MAX_HEAD: usize = 1024;
 
 /// Bytes that the search for whole entries may sum up: some seconds of work, and only where a tail looks torn.
 const MAX_WORK: usize = 2 << 30;
@@ -33,8 +32,8 @@ pub(super) fn check(database: &Path) -> Result<()> {
         let Ok(log) = std::fs::read(&path) else { continue };
         if let Some(at) = damaged_at(&log) {
             return Err(Error::Corrupt(format!(
-                "cannot open database {}: its write-ahead log {} is corrupt: the entry at byte {at} claims to be longer than \
-                 the file, but whole entries follow it; nothing was changed. Restore a backup (`mallard restore`), or keep a \
+                "cannot open database {}: its write-ahead log {} is corrupt: what is at byte {at} cannot be right, but \
+                 whole entries follow it; nothing was changed. Restore a backup (`mallard restore`), or keep a \
                  copy of both files and move the log away, which loses every write since the last checkpoint",
                 database.display(),
                 path.display()
@@ -44,10 +43,11 @@ pub(super) fn check(database: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where an entry's length cannot be right although the log goes on behind it.
+/// Where the head, or an entry's length, cannot be right although the log goes on behind it.
 fn damaged_at(log: &[u8]) -> Option<usize> {
     let mut work = MAX_WORK;
-    let mut at = (0..log.len().min(MAX_HEAD)).find(|at| is_entry(log, *at, &mut work))?;
+    let mut goes_on = |from: usize| (from..log.len()).any(|at| is_entry(log, at, &mut work));
+    let Some(mut at) = head_length(log) else { return goes_on(0).then_some(0) };
     loop {
         let (length, checksum) = (word(log, at)?, word(log, at + 8)?);
         // Zeros are what a file system leaves where it had no time to write.
@@ -56,9 +56,30 @@ fn damaged_at(log: &[u8]) -> Option<usize> {
         }
         match payload(log, at) {
             Some(payload) => at += 16 + payload.len(),
-            None => return (at + 1..log.len()).any(|later| is_entry(log, later, &mut work)).then_some(at),
+            None => return goes_on(at + 1).then_some(at),
         }
     }
+}
+
+/// How long a whole head is: fields 100 (a version follows), 101 (it is 2), and, since DuckDB 1.3, 102 (the 16 bytes that
+/// the database is known by) and 103 (the checkpoint that the log follows), whose values DuckDB compares with the
+/// database's. Numbers have seven bits a byte, the lowest first.
+fn head_length(log: &[u8]) -> Option<usize> {
+    let rest = log.strip_prefix(&[100, 0, 98, 101, 0, 2])?;
+    let Some(mut rest) = rest.strip_prefix(&[102, 0, 16]) else { return end_of_head(log, rest) };
+    for _ in 0..16 {
+        rest = match rest {
+            [0..=0x7f, rest @ ..] | [0x80..=0xff, 1, rest @ ..] => rest,
+            _ => return None,
+        };
+    }
+    let rest = rest.strip_prefix(&[103, 0])?;
+    let number = rest.iter().position(|byte| *byte < 0x80).filter(|place| *place < 10)?;
+    end_of_head(log, &rest[number + 1..])
+}
+
+fn end_of_head(log: &[u8], rest: &[u8]) -> Option<usize> {
+    rest.strip_prefix(&[0xff, 0xff]).map(|rest| log.len() - rest.len())
 }
 
 fn word(log: &[u8], at: usize) -> Option<u64> {
@@ -101,8 +122,14 @@ fn checksum_of_rest(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    fn log(payloads: &[&[u8]]) -> (Vec<u8>, Vec<usize>) {
-        let (mut log, mut starts) = (b"the head of the log, which has no checksum".to_vec(), Vec::new());
+    /// As DuckDB 2.0.0 wrote it.
+    const HEAD: [u8; 36] = [
+        0x64, 0x00, 0x62, 0x65, 0x00, 0x02, 0x66, 0x00, 0x10, 0x4f, 0x68, 0xfe, 0x01, 0xb6, 0x01, 0x1b, 0x34, 0x50,
+        0x4b, 0x83, 0x01, 0x34, 0x22, 0x50, 0x83, 0x01, 0x61, 0x5f, 0x60, 0x67, 0x00, 0xc8, 0x81, 0x03, 0xff, 0xff,
+    ];
+
+    fn log(head: &[u8], payloads: &[&[u8]]) -> (Vec<u8>, Vec<usize>) {
+        let (mut log, mut starts) = (head.to_vec(), Vec::new());
         for payload in payloads {
             starts.push(log.len());
             log.extend((payload.len() as u64).to_le_bytes());
@@ -114,24 +141,45 @@ mod tests {
 
     #[test]
     fn length_that_is_wrong_in_the_middle_is_told_from_a_torn_tail() {
-        let (whole, starts) =
-            log(&[b"create", b"insert some rows, and some more", b"flush!!!", b"insert", b"flush!!!"]);
-        assert_eq!(damaged_at(&whole), None);
-        for end in 0..whole.len() {
-            assert_eq!(damaged_at(&whole[..end]), None, "torn after {end} bytes");
+        let payloads: [&[u8]; 5] = [b"create", b"insert some rows, and some more", b"flush!!!", b"insert", b"flush!!!"];
+        for head in [&HEAD[..], &[0x64, 0x00, 0x62, 0x65, 0x00, 0x02, 0xff, 0xff]] {
+            let (whole, starts) = log(head, &payloads);
+            assert_eq!(head_length(&whole), Some(head.len()));
+            assert_eq!(damaged_at(&whole), None);
+            for end in 0..whole.len() {
+                assert_eq!(damaged_at(&whole[..end]), None, "torn after {end} bytes");
+            }
+            for (place, start) in starts.iter().enumerate() {
+                for bit in 0..64 {
+                    let mut flipped = whole.clone();
+                    flipped[start + bit / 8] ^= 1 << (bit % 8);
+                    // One that stays within the log has a wrong checksum, which DuckDB sees.
+                    if payload(&flipped, *start).is_none() {
+                        let last = place + 1 == starts.len();
+                        assert_eq!(damaged_at(&flipped), (!last).then_some(*start), "bit {bit} of entry {place}");
+                    }
+                }
+            }
+            let mut unwritten = whole.clone();
+            unwritten[starts[3]..starts[4]].fill(0);
+            assert_eq!(damaged_at(&unwritten), None, "a hole is what a power cut leaves");
         }
-        for (place, start) in starts.iter().enumerate().skip(1) {
-            for bit in 0..64 {
+    }
+
+    #[test]
+    fn head_that_cannot_be_read_is_damage_where_entries_follow() {
+        let (whole, _) = log(&HEAD, &[b"create", b"flush!!!"]);
+        for byte in 0..HEAD.len() {
+            for bit in 0..8 {
                 let mut flipped = whole.clone();
-                flipped[start + bit / 8] ^= 1 << (bit % 8);
-                let too_long = payload(&flipped, *start).is_none();
-                let last = place + 1 == starts.len();
-                // One that is too short has a wrong checksum, which DuckDB sees.
-                assert_eq!(damaged_at(&flipped).is_some(), too_long && !last, "bit {bit} of entry {place}");
+                flipped[byte] ^= 1 << bit;
+                // A number that is another one is DuckDB's to compare.
+                let another = (9..34).contains(&byte) && head_length(&flipped) == Some(HEAD.len());
+                assert_eq!(damaged_at(&flipped), (!another).then_some(0), "bit {bit} of byte {byte}");
             }
         }
-        let mut unwritten = whole.clone();
-        unwritten[starts[3]..starts[4]].fill(0);
-        assert_eq!(damaged_at(&unwritten), None, "a hole is what a power cut leaves");
+        let mut alone = HEAD.to_vec();
+        alone[3] ^= 1;
+        assert_eq!(damaged_at(&alone), None, "nothing follows that could be lost");
     }
 }

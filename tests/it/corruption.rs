@@ -125,9 +125,10 @@ async fn flipped_bits_of_the_log_are_refused_or_cost_the_last_commit() {
     assert_eq!(read(&copy).1[0].1.as_ref(), history.last(), "the log has all of it");
     let mut dice = Dice::new();
     let (mut refused, mut torn, mut harmless) = (0, 0, 0);
-    for _ in 0..flips() {
+    // Each byte of the head and of the first entries, and then anywhere.
+    let anywhere: Vec<usize> = (0..flips()).map(|_| (dice.next() % log.len() as u64) as usize).collect();
+    for at in (0..80).chain(anywhere) {
         let mut bytes = log.clone();
-        let at = (dice.next() % bytes.len() as u64) as usize;
         bytes[at] ^= 1 << (dice.next() % 8);
         std::fs::write(&wal, &bytes).unwrap();
         let (code, found, says) = read(&copy);
