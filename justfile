@@ -9,10 +9,6 @@ demo *ARGS:
 test *ARGS:
     cargo test --release {{ARGS}}
 
-# The long versions of the tests with crashes and flipped bits; seeds are printed, MALLARD_TEST_SEED repeats one.
-soak:
-    MALLARD_SOAK_CRASHES=50 MALLARD_SOAK_FLIPS=400 cargo test --release --test it -- --nocapture crash:: corruption::
-
 # The stock pyarrow client against a running server.
 e2e *ARGS:
     sh tests/e2e/run.sh {{ARGS}}
