@@ -98,17 +98,17 @@ impl Admission {
 
     /// Sends away who has been unknown for longest, of this address or else of the one that has the most.
     fn evict(&self, inside: &mut Inside, address: Option<IpAddr>) -> bool {
-        let from = match address {
-            Some(address) => Some(Some(address)),
-            None => {
-                let mut counts: HashMap<Option<IpAddr>, usize> = HashMap::new();
-                for unknown in inside.unknown.values() {
-                    *counts.entry(unknown.address).or_default() += 1;
-                }
-                counts.into_iter().max_by_key(|(_, count)| *count).map(|(address, _)| address)
-            }
+        let mut counts: HashMap<Option<IpAddr>, usize> = HashMap::new();
+        for unknown in inside.unknown.values() {
+            *counts.entry(unknown.address).or_default() += 1;
+        }
+        let most = counts.values().max().copied();
+        // Of several addresses with as many, the one whose connection is the oldest.
+        let chosen = |unknown: &Unknown| match address {
+            Some(_) => unknown.address == address,
+            None => counts.get(&unknown.address).copied() == most,
         };
-        let oldest = inside.unknown.iter().find(|(_, unknown)| Some(unknown.address) == from).map(|(id, _)| *id);
+        let oldest = inside.unknown.iter().find(|(_, unknown)| chosen(unknown)).map(|(id, _)| *id);
         let Some(unknown) = oldest.and_then(|id| inside.unknown.remove(&id)) else { return false };
         unknown.leave.cancel();
         // At once, and not when its task has ended: a burst would send away more than it needs.
