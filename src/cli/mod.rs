@@ -69,11 +69,11 @@ enum Command {
     /// List a server's actions, or run one.
     Actions(actions::Arguments),
     /// List the statements that run on a server: all for admins, your own for others.
-    Queries(running::QueriesArguments),
+    Queries(running::ListArguments),
     /// End a statement, or all of a user.
     Kill(running::KillArguments),
     /// List the users that have called within a token's life.
-    Sessions(running::SessionsArguments),
+    Sessions(running::ListArguments),
     /// Ask a server whether it serves (gRPC health); exit code 0 or 3.
     Health(health::Arguments),
     /// Make a server write a verified copy of its database while it serves.

@@ -11,19 +11,9 @@ use crate::{
     location::Location,
 };
 
+/// Of `queries` and of `sessions`.
 #[derive(Args)]
-pub(super) struct QueriesArguments {
-    /// Server, such as grpc://127.0.0.1:8815
-    uri: Location,
-    /// One JSON object a line
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    login: LoginArguments,
-}
-
-#[derive(Args)]
-pub(super) struct SessionsArguments {
+pub(super) struct ListArguments {
     /// Server, such as grpc://127.0.0.1:8815
     uri: Location,
     /// One JSON object a line
@@ -47,13 +37,13 @@ pub(super) struct KillArguments {
     login: LoginArguments,
 }
 
-pub(super) async fn queries(arguments: QueriesArguments) -> Result<()> {
+pub(super) async fn queries(arguments: ListArguments) -> Result<()> {
     let listed = ask(&arguments.login, &arguments.uri, "queries", &Value::Null).await?;
     show(&listed, &["id", "user", "class", "seconds", "rows", "queued", "text"], arguments.json);
     Ok(())
 }
 
-pub(super) async fn sessions(arguments: SessionsArguments) -> Result<()> {
+pub(super) async fn sessions(arguments: ListArguments) -> Result<()> {
     let listed = ask(&arguments.login, &arguments.uri, "sessions", &Value::Null).await?;
     show(&listed, &["user", "idle_seconds", "queries"], arguments.json);
     Ok(())

@@ -102,8 +102,7 @@ impl Work<'_> {
     /// Of the database and the time, and the time as people write it.
     fn name(&self) -> (String, String) {
         let stem = self.shared.config.database.file().and_then(Path::file_stem).map(|stem| stem.to_string_lossy());
-        let made = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-        let stamp: String = made.chars().filter(|c| c.is_ascii_alphanumeric()).collect();
+        let (stamp, made) = now();
         (format!("{}-{stamp}.duckdb", stem.as_deref().unwrap_or("memory")), made)
     }
 
@@ -123,7 +122,7 @@ impl Work<'_> {
         let copied = {
             let copy = self.attach(partial, false)?;
             self.execute("BEGIN TRANSACTION")?;
-            let copied = self.copy(&source, &copy.name);
+            let copied = self.copy(source, &copy.name);
             if let Err(error) = copied {
                 let _ = self.execute("ROLLBACK");
                 return Err(error);
@@ -262,8 +261,7 @@ pub fn restore(backup: &Path, database: &Path, replace: bool) -> Result<Restored
     std::fs::copy(backup, &partial).and_then(|_| File::open(&partial)?.sync_all()).map_err(failed)?;
     let mut kept = None;
     if there {
-        let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-        let stamp: String = now.chars().filter(|c| c.is_ascii_alphanumeric()).collect();
+        let (stamp, _) = now();
         let aside = beside(database, &format!(".before-{stamp}"));
         // Its log belongs to it, and must not meet the restored one.
         if log.exists() {
@@ -277,6 +275,12 @@ pub fn restore(backup: &Path, database: &Path, replace: bool) -> Result<Restored
     std::fs::rename(&partial, database).map_err(failed)?;
     sync_directory(database.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
     Ok(Restored { tables, compared: expected.is_some(), kept })
+}
+
+/// The time as a part of a file's name, and as people write it.
+fn now() -> (String, String) {
+    let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+    (now.chars().filter(|c| c.is_ascii_alphanumeric()).collect(), now)
 }
 
 fn trouble(error: std::io::Error) -> Error {

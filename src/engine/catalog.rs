@@ -117,7 +117,7 @@ impl Engine {
     pub async fn count(&self, rights: &Arc<Rights>, table: &TableName) -> Result<i64> {
         let (user, rights, table) = (rights, rights.clone(), table.clone());
         self.call(user, move |shared, connection| {
-            guard::may_read(&rights, &table, &shared.database_name(connection)?)?;
+            guard::may_read(&rights, &table, shared.database_name(connection)?)?;
             let sql = format!("SELECT count(*)::VARCHAR FROM {}", table.sql());
             let rows = shared.rows(connection, &sql, Parameters::None)?;
             let count = rows.into_iter().flatten().next().and_then(|count| count.parse().ok());

@@ -165,7 +165,7 @@ impl Work<'_> {
     fn run(self, cancel: &Cancel, report: oneshot::Sender<Report>, decided: oneshot::Receiver<()>) -> Result<()> {
         let connection = self.shared.connect()?;
         cancel.arm(connection.interrupt_handle())?;
-        guard::may_write(&self.rights, &self.table, &self.shared.database_name(&connection)?)?;
+        guard::may_write(&self.rights, &self.table, self.shared.database_name(&connection)?)?;
         self.shared.execute(&connection, "BEGIN TRANSACTION")?;
         let staged = self.stage(&connection, cancel).and_then(|staged| {
             report.send(staged).map_err(|_| Error::Cancelled)?;

@@ -24,7 +24,6 @@ mod verify;
 mod wal;
 
 use std::{
-    collections::HashSet,
     sync::{Arc, Mutex, OnceLock, atomic::AtomicU64},
     time::{Duration, Instant},
 };
@@ -70,9 +69,10 @@ struct Shared {
     metrics: Metrics,
     statements: Statements,
     last_wal_size: AtomicU64,
-    /// Built-in table functions, and built-in views: asked once, at open.
-    functions: OnceLock<guard::Functions>,
-    system_views: OnceLock<HashSet<String>>,
+    /// Set at open, before a client's statement runs.
+    built_ins: OnceLock<Arc<guard::BuiltIns>>,
+    /// Asked for once.
+    database_name: OnceLock<String>,
     /// Held while a backup is made.
     backing_up: Mutex<()>,
     /// Whether DuckDB has said that the database is unusable.
@@ -123,10 +123,18 @@ impl Shared {
         instance.connect().map_err(|error| self.cause(&error))
     }
 
+    fn built_ins(&self) -> &Arc<guard::BuiltIns> {
+        self.built_ins.get().expect("set at open")
+    }
+
     /// The name of the database that clients' tables are in.
-    fn database_name(&self, connection: &Connection) -> Result<String> {
+    fn database_name(&self, connection: &Connection) -> Result<&str> {
+        if let Some(name) = self.database_name.get() {
+            return Ok(name);
+        }
         let rows = self.rows(connection, "SELECT current_database()", Parameters::None)?;
-        rows.into_iter().flatten().next().ok_or_else(|| Error::internal("the database has no name"))
+        let name = rows.into_iter().flatten().next().ok_or_else(|| Error::internal("the database has no name"))?;
+        Ok(self.database_name.get_or_init(|| name))
     }
 
     /// Runs a statement of ours to its end; the rows it changed.

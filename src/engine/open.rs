@@ -6,7 +6,6 @@ use std::{
 };
 
 use duckdb::{
-    Parameters,
     environment::{Environment, StorageLocation},
     instance::{AttachBuilder, InstanceBuilder},
 };
@@ -17,7 +16,7 @@ use super::{
     Engine, Shared,
     catalog::{literal, quote},
     error::Redact,
-    guard::{self, Functions},
+    guard::{self, BuiltIns},
     hold::{Hold, beside},
     pool::Pool,
     source::Sources,
@@ -36,7 +35,7 @@ pub(super) const LOCK: &str = "SET lock_configuration = true";
 impl Engine {
     /// Opens the database of the configuration. Blocks while DuckDB reads the file and replays its log.
     pub fn open(config: &Config, metrics: Metrics) -> Result<Self> {
-        let engine = Self::open_unlocked(config, metrics)?;
+        let engine = Self::open_unlocked(config, metrics, None)?;
         // From here on no statement changes a setting of the database.
         let connection = engine.shared.connect()?;
         // What we set for one connection after the lock; the guard keeps clients from it.
@@ -46,8 +45,9 @@ impl Engine {
         Ok(engine)
     }
 
-    /// The same, for a caller that has settings of its own to make before [`LOCK`].
-    pub(super) fn open_unlocked(config: &Config, metrics: Metrics) -> Result<Self> {
+    /// The same, for a caller that has settings of its own to make before [`LOCK`], and may have asked another instance
+    /// what DuckDB has built in.
+    pub(super) fn open_unlocked(config: &Config, metrics: Metrics, known: Option<Arc<BuiltIns>>) -> Result<Self> {
         let database = &config.database;
         // Held before DuckDB looks at the file, and for as long as it has it.
         let mut hold = database.file().map(Hold::take).transpose()?;
@@ -78,8 +78,8 @@ impl Engine {
             metrics,
             statements: Default::default(),
             last_wal_size: Default::default(),
-            functions: Default::default(),
-            system_views: Default::default(),
+            built_ins: Default::default(),
+            database_name: Default::default(),
             backing_up: Mutex::default(),
             broken: watch::Sender::new(false),
         });
@@ -89,10 +89,11 @@ impl Engine {
         if !database.external_access {
             shared.execute(&connection, "SET enable_external_access = false")?;
         }
-        let views =
-            shared.rows(&connection, "SELECT lower(view_name) FROM duckdb_views() WHERE internal", Parameters::None)?;
-        let _ = shared.system_views.set(views.into_iter().flatten().collect());
-        let _ = shared.functions.set(Functions::of(&shared, &connection)?);
+        let built_ins = match known {
+            Some(known) => known,
+            None => Arc::new(BuiltIns::of(&shared, &connection)?),
+        };
+        shared.built_ins.get_or_init(|| built_ins);
         drop(connection);
         let pool = Pool::new(&config.limits, shared.metrics.clone());
         Ok(Self { shared, pool, sources })

@@ -1,6 +1,15 @@
 //! A DuckDB of its own for SQL that works on a stream: in memory, no files, settings locked.
 
-use super::{Engine, guard, open::LOCK, query::Setup, source::Sharing, statement};
+use std::sync::Arc;
+
+use super::{
+    Engine,
+    guard::{self, BuiltIns},
+    open::LOCK,
+    query::Setup,
+    source::Sharing,
+    statement,
+};
 use crate::{
     access::Rights,
     config::{Config, Size},
@@ -13,8 +22,8 @@ use crate::{
 const INPUT: &str = "input";
 
 impl Engine {
-    /// Opens an in-memory engine that runs one statement.
-    pub fn open_sandbox(memory_limit: Size, limits: &Config) -> Result<Self> {
+    /// Opens an in-memory engine that runs one statement. `known` is what another one has built in.
+    pub fn open_sandbox(memory_limit: Size, limits: &Config, known: Option<Arc<BuiltIns>>) -> Result<Self> {
         let mut config = Config::default();
         config.database.memory_limit = Some(memory_limit);
         // Rows that are gathered for a batch delay the first answer.
@@ -23,7 +32,12 @@ impl Engine {
         config.limits.queries = 1;
         // One worker in stream order: a row-wise SELECT answers in the order it was asked, while input still comes.
         config.database.threads = 1;
-        Self::open_unlocked(&config, Metrics::unregistered())
+        Self::open_unlocked(&config, Metrics::unregistered(), known)
+    }
+
+    /// What DuckDB has built in, for another instance.
+    pub fn built_ins(&self) -> Arc<BuiltIns> {
+        self.shared.built_ins().clone()
     }
 
     /// Whether `sql` is one SELECT, told without an input.

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::Exchanger;
 use crate::{
     config::Config,
-    engine::Engine,
+    engine::{Engine, guard::BuiltIns},
     error::{Error, Result},
     stream::RecordBatchStream,
 };
@@ -33,6 +33,8 @@ pub(super) struct SqlExchanger {
     description: String,
     config: Config,
     running: Arc<Semaphore>,
+    /// Asked when it was registered, and not at each start.
+    built_ins: Arc<BuiltIns>,
 }
 
 impl SqlExchanger {
@@ -44,10 +46,11 @@ impl SqlExchanger {
         Permits { running, checking }: Permits,
     ) -> Result<Self> {
         let permit = checking.acquire_owned().await.map_err(Error::internal)?;
-        let sandbox = Sandbox::open(config, permit).await?;
+        let sandbox = Sandbox::open(config, permit, None).await?;
         sandbox.engine().check_transformation(sql).await?;
         let description = description.unwrap_or_else(|| sql.split_whitespace().collect::<Vec<_>>().join(" "));
-        Ok(Self { sql: sql.to_string(), description, config: config.clone(), running })
+        let built_ins = sandbox.engine().built_ins();
+        Ok(Self { sql: sql.to_string(), description, config: config.clone(), running, built_ins })
     }
 }
 
@@ -62,12 +65,13 @@ impl Exchanger for SqlExchanger {
 
     fn start(&self, input: RecordBatchStream) -> BoxFuture<'static, Result<RecordBatchStream>> {
         let (sql, config, running) = (self.sql.clone(), self.config.clone(), self.running.clone());
+        let built_ins = self.built_ins.clone();
         async move {
             let permit = running.try_acquire_owned().map_err(|_| Error::Limit {
                 what: format!("{} SQL exchangers run already", config.exchange.max_running),
                 key: "exchange.max_running",
             })?;
-            let sandbox = Sandbox::open(&config, permit).await?;
+            let sandbox = Sandbox::open(&config, permit, Some(built_ins)).await?;
             let output = sandbox.engine().transform(&sql, input).await?;
             Ok(output.holding(sandbox))
         }
@@ -80,9 +84,10 @@ struct Sandbox(Option<(Engine, OwnedSemaphorePermit)>);
 
 impl Sandbox {
     /// The permit is given back when the engine is closed.
-    async fn open(config: &Config, permit: OwnedSemaphorePermit) -> Result<Self> {
+    async fn open(config: &Config, permit: OwnedSemaphorePermit, known: Option<Arc<BuiltIns>>) -> Result<Self> {
         let config = config.clone();
-        let opened = tokio::task::spawn_blocking(move || Engine::open_sandbox(config.exchange.memory_limit, &config));
+        let opened =
+            tokio::task::spawn_blocking(move || Engine::open_sandbox(config.exchange.memory_limit, &config, known));
         opened.await.map_err(Error::internal)?.map(|engine| Self(Some((engine, permit))))
     }
 

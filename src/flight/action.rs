@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream, stream::BoxStream};
 use prost::Message;
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::json;
 
 use super::{
     info::timestamp,
@@ -133,23 +134,22 @@ impl Flight {
         identity.rights.require(known.role, name)?;
         match name {
             "add_exchange" => {
-                let AddExchange { name, sql, description } = json(name, body)?;
+                let AddExchange { name, sql, description } = from_json(name, body)?;
                 self.exchangers.add_sql(&name, &sql, description).await?;
                 Ok(one(format!("registered exchanger {name}")))
             }
             "drop_exchange" => {
-                let DropExchange { name } = json(name, body)?;
+                let DropExchange { name } = from_json(name, body)?;
                 self.exchangers.remove(&name)?;
                 Ok(one(format!("dropped exchanger {name}")))
             }
             "list_exchanges" => {
                 let listed = self.exchangers.list().into_iter();
                 let listed = listed.filter(|entry| identity.rights.may_exchange(&entry.name));
-                let results: Vec<_> = listed.map(|entry| to_json(&entry)).collect();
-                Ok(stream::iter(results).boxed())
+                Ok(each(listed))
             }
             "transfer" => {
-                let request: transfer::Request = json(name, body)?;
+                let request: transfer::Request = from_json(name, body)?;
                 // No certificate is shown: the server's own identity is not its clients' to use.
                 let trust = Trust { ca: self.config.tls.peer_ca.clone(), identity: None };
                 let transfer = Transfer::new(&identity.rights, request)?.trusting(trust);
@@ -160,11 +160,10 @@ impl Flight {
                 let seen =
                     |query: &RunningStatement| identity.rights.role >= Role::Admin || query.user == identity.user;
                 let queries = self.engine.statements().await?.into_iter().filter(seen);
-                let results: Vec<_> = queries.map(|query| to_json(&query)).collect();
-                Ok(stream::iter(results).boxed())
+                Ok(each(queries))
             }
             "kill" => {
-                let which = match json(name, body)? {
+                let which = match from_json(name, body)? {
                     KillRequest { query: Some(id), user: None } => Kill::Statement(id),
                     KillRequest { query: None, user: Some(user) } => Kill::OfUser(user),
                     _ => return Err(Error::invalid("the body of kill needs query or user, and not both")),
@@ -173,23 +172,19 @@ impl Flight {
                 if let (0, Kill::Statement(id)) = (ended, &which) {
                     return Err(Error::NotFound(format!("no statement {id} of yours runs")));
                 }
-                Ok(stream::iter([to_json(&serde_json::json!({"ended": ended}))]).boxed())
+                Ok(each([json!({"ended": ended})]))
             }
             "sessions" => {
                 let queries = self.engine.statements().await?;
-                let results: Vec<_> = (self.authenticator.used().into_iter())
-                    .map(|(user, idle)| {
-                        let running = queries.iter().filter(|query| query.user == user).count();
-                        let idle_seconds = idle.as_secs_f64();
-                        to_json(&serde_json::json!({"user": user, "idle_seconds": idle_seconds, "queries": running}))
-                    })
-                    .collect();
-                Ok(stream::iter(results).boxed())
+                Ok(each(self.authenticator.used().into_iter().map(|(user, idle)| {
+                    let running = queries.iter().filter(|query| query.user == user).count();
+                    json!({"user": user, "idle_seconds": idle.as_secs_f64(), "queries": running})
+                })))
             }
             "backup" => {
                 let made = self.engine.backup(&identity.rights).await?;
                 let rows: u64 = made.tables.iter().map(|table| table.rows).sum();
-                let last = serde_json::json!({
+                let last = json!({
                     "file": made.file, "bytes": made.bytes, "tables": made.tables.len(), "rows": rows, "verified": true,
                 });
                 let mut results: Vec<_> = made.tables.iter().map(to_json).collect();
@@ -242,7 +237,7 @@ impl Flight {
     }
 }
 
-fn json<T: DeserializeOwned>(action: &str, body: &[u8]) -> Result<T> {
+fn from_json<T: DeserializeOwned>(action: &str, body: &[u8]) -> Result<T> {
     serde_json::from_slice(body).map_err(|error| Error::invalid(format!("the body of {action} is malformed: {error}")))
 }
 
@@ -252,6 +247,12 @@ fn protobuf<T: Message + Default>(action: &str, body: &[u8]) -> Result<T> {
 
 fn to_json(value: &impl serde::Serialize) -> Result<Bytes> {
     serde_json::to_vec(value).map(Bytes::from).map_err(Error::internal)
+}
+
+/// One JSON result each.
+fn each<T: serde::Serialize>(items: impl IntoIterator<Item = T>) -> Results {
+    let results: Vec<_> = items.into_iter().map(|item| to_json(&item)).collect();
+    stream::iter(results).boxed()
 }
 
 fn one(result: impl Into<Bytes>) -> Results {

@@ -5,25 +5,19 @@ use std::path::Path;
 use futures::{StreamExt, TryStreamExt};
 use mallard::{
     client::{Client, Login},
-    config::{Credential, Secret, User},
+    config::Secret,
     error::Error,
 };
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::support::{PASSWORD, TestServer, collect, people, row, run, table, test_config, until};
+use crate::support::{PASSWORD, TestServer, collect, people, row, run, table, test_config, until, with_users};
 
-async fn with_users(audit: Option<&Path>) -> (TestServer, Client, Client) {
-    let mut config = test_config();
-    config.auth.enabled = true;
+async fn serve(audit: Option<&Path>) -> (TestServer, Client, Client) {
+    let mut config = with_users(test_config(), &[("root", "admin"), ("ann", "reader")]);
     config.audit.file = audit.map(Into::into);
-    for (user, role) in [("root", "admin"), ("ann", "reader")] {
-        config.auth.users.insert(user.into(), User::new(Credential::Password(Secret::new(PASSWORD)), role));
-    }
     let server = TestServer::with(config).await;
-    let login = |user: &str| Login { user: user.into(), password: Secret::new(PASSWORD) };
-    let root = Client::connect(server.server.location(), Some(&login("root"))).await.unwrap();
-    let ann = Client::connect(server.server.location(), Some(&login("ann"))).await.unwrap();
+    let (root, ann) = (server.client_of("root").await, server.client_of("ann").await);
     (server, root, ann)
 }
 
@@ -36,7 +30,7 @@ fn lines(path: &Path) -> Vec<Value> {
 async fn every_login_call_and_statement_is_a_line_without_a_literal() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.jsonl");
-    let (server, root, ann) = with_users(Some(&path)).await;
+    let (server, root, ann) = serve(Some(&path)).await;
     run(&root, "CREATE TABLE birds AS SELECT 'canary-literal-1' AS name").await;
     root.put(&table("people"), people(1, 7)).await.unwrap();
     assert_eq!(row(&ann, "SELECT count(*) FROM birds WHERE name = 'canary-literal-2' OR true").await, ["1"]);
@@ -114,7 +108,7 @@ async fn audit_log_that_cannot_be_written_keeps_the_port_closed() {
 async fn callers_without_identity_cannot_fill_the_log_and_the_stop_waits_for_the_last_line() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.jsonl");
-    let (server, root, _ann) = with_users(Some(&path)).await;
+    let (server, root, _ann) = serve(Some(&path)).await;
     let mut stranger = server.stock().await;
     for _ in 0..500 {
         stranger.list_actions(arrow_flight::Empty {}).await.expect_err("no identity");
@@ -138,7 +132,7 @@ const ENDLESS: &str = "SELECT range, 'canary' FROM range(100000000000)";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn running_statements_are_seen_and_ended_by_their_user_and_by_admins() {
-    let (server, root, ann) = with_users(None).await;
+    let (server, root, ann) = serve(None).await;
     let mut of_root = root.query(ENDLESS).await.unwrap();
     let mut of_ann = ann.query(ENDLESS).await.unwrap();
     let all = act(&root, "queries", Value::Null).await.unwrap();

@@ -4,31 +4,20 @@ use std::path::Path;
 
 use mallard::{
     access::Role,
-    client::{Client, Login},
-    config::{Config, Credential, Secret, User},
+    client::Client,
     engine::guard::attacks::{ATTACKS, Attack},
 };
 use tonic::Code;
 
-use crate::support::{PASSWORD, TestServer, row, run, test_config};
+use crate::support::{TestServer, row, run, test_config, with_users};
 
 /// A database file with a table, and a client of each role.
 async fn with_file(path: &Path) -> (TestServer, Vec<(Role, Client)>) {
-    let mut config: Config = test_config();
+    let users = Role::ALL.map(|role| (role.word(), role.word()));
+    let mut config = with_users(test_config(), &users);
     config.database.path = path.to_str().unwrap().into();
-    config.auth.enabled = true;
-    for role in Role::ALL {
-        config
-            .auth
-            .users
-            .insert(role.word().into(), User::new(Credential::Password(Secret::new(PASSWORD)), role.word()));
-    }
     let server = TestServer::with(config).await;
-    let mut clients = Vec::new();
-    for role in Role::ALL {
-        let login = Login { user: role.word().into(), password: Secret::new(PASSWORD) };
-        clients.push((role, Client::connect(server.server.location(), Some(&login)).await.unwrap()));
-    }
+    let clients = Role::ALL.into_iter().zip(server.clients(&users).await).collect();
     (server, clients)
 }
 

@@ -5,25 +5,17 @@ use std::time::Duration;
 use futures::{StreamExt, future::join_all};
 use mallard::{
     access::{Allowance, Role},
-    client::{Client, Login},
-    config::{Config, Credential, RoleSettings, Secret, Size, Span, User},
+    client::Client,
+    config::{Config, RoleSettings, Size, Span},
     error::Error,
 };
 use tonic::Code;
 
-use crate::support::{PASSWORD, TestServer, collect, row, rows, test_config, until};
+use crate::support::{TestServer, collect, row, rows, test_config, until, with_users};
 
-async fn with_users(mut config: Config, users: &[(&str, &str)]) -> (TestServer, Vec<Client>) {
-    config.auth.enabled = true;
-    for (user, role) in users {
-        config.auth.users.insert(user.to_string(), User::new(Credential::Password(Secret::new(PASSWORD)), role));
-    }
-    let server = TestServer::with(config).await;
-    let mut clients = Vec::new();
-    for (user, _) in users {
-        let login = Login { user: user.to_string(), password: Secret::new(PASSWORD) };
-        clients.push(Client::connect(server.server.location(), Some(&login)).await.unwrap());
-    }
+async fn serve(config: Config, users: &[(&str, &str)]) -> (TestServer, Vec<Client>) {
+    let server = TestServer::with(with_users(config, users)).await;
+    let clients = server.clients(users).await;
     (server, clients)
 }
 
@@ -36,7 +28,7 @@ async fn one_users_statements_leave_threads_for_others() {
     config.limits.queries = 4;
     config.limits.queries_per_user = 3;
     config.limits.queue_timeout = Span(Duration::from_millis(200));
-    let (server, clients) = with_users(config, &[("greedy", "reader"), ("modest", "reader")]).await;
+    let (server, clients) = serve(config, &[("greedy", "reader"), ("modest", "reader")]).await;
     let (greedy, modest) = (&clients[0], &clients[1]);
     let mut open = Vec::new();
     for _ in 0..3 {
@@ -57,7 +49,7 @@ async fn who_waits_for_their_share_waits_in_nobodys_way() {
     config.limits.queries = 2;
     config.limits.queries_per_user = 1;
     config.limits.queue = 20;
-    let (server, clients) = with_users(config, &[("greedy", "reader"), ("modest", "reader")]).await;
+    let (server, clients) = serve(config, &[("greedy", "reader"), ("modest", "reader")]).await;
     let (greedy, modest) = (&clients[0], &clients[1]);
     let running = greedy.query(ENDLESS).await.unwrap();
     let waiting = join_all((0..30).map(|_| greedy.query("SELECT 1")));
@@ -92,7 +84,7 @@ async fn roles_bound_results_statements_and_memory() {
     }
     config.limits.queue_timeout = Span(Duration::from_millis(200));
     let users = [("a", "few_rows"), ("b", "few_bytes"), ("c", "single"), ("d", "small"), ("e", "admin")];
-    let (_server, clients) = with_users(config, &users).await;
+    let (_server, clients) = serve(config, &users).await;
     let all = async |client: &Client, sql: &str| -> Result<usize, Error> {
         Ok(rows(&collect(client.query(sql).await?).await?))
     };

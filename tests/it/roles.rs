@@ -5,31 +5,21 @@ use arrow_flight::{
 };
 use futures::{TryStreamExt, stream};
 use mallard::{
-    client::{Client, Login},
-    config::{Config, Credential, RoleSettings, Secret, User},
+    client::Client,
+    config::{Config, RoleSettings},
 };
 use serde_json::json;
 use tonic::{Code, Request, Status};
 
-use crate::support::{PASSWORD, TestServer, USER, collect, login, people, row, run, table, test_config, with_login};
+use crate::support::{
+    PASSWORD, TestServer, USER, collect, people, row, run, table, test_config, with_login, with_users,
+};
 
 const ROLES: [&str; 3] = ["reader", "writer", "admin"];
 
 /// A server with a user of each role, named like it.
 async fn with_every_role() -> TestServer {
-    let mut config = with_login(test_config());
-    for role in ROLES {
-        config.auth.users.insert(role.into(), User::new(Credential::Password(Secret::new(PASSWORD)), role));
-    }
-    TestServer::with(config).await
-}
-
-fn as_user(user: &str) -> Login {
-    Login { user: user.into(), password: Secret::new(PASSWORD) }
-}
-
-async fn client(server: &TestServer, user: &str) -> Client {
-    Client::connect(server.server.location(), Some(&as_user(user))).await.unwrap()
+    TestServer::with(with_users(with_login(test_config()), &ROLES.map(|role| (role, role)))).await
 }
 
 /// Every RPC and every action, and whether a role may call it. A call is refused when its code is PERMISSION_DENIED.
@@ -123,7 +113,7 @@ async fn call(server: &TestServer, bearer: &str, entry: &str) -> Code {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_role_may_call_what_the_matrix_says_and_nothing_else() {
     let server = with_every_role().await;
-    run(&client(&server, USER).await, "CREATE TABLE shared AS SELECT 1 AS i").await;
+    run(&server.client_of(USER).await, "CREATE TABLE shared AS SELECT 1 AS i").await;
     for (place, role) in ROLES.into_iter().enumerate() {
         let mut request = Request::new(stream::empty::<HandshakeRequest>());
         let basic = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, format!("{role}:{PASSWORD}"));
@@ -147,7 +137,7 @@ async fn matrix_names_every_rpc_and_every_action() {
         assert!(there, "{method} is not in the matrix");
     }
     let server = with_every_role().await;
-    let admin = client(&server, "admin").await;
+    let admin = server.client_of("admin").await;
     let actions: Vec<String> = admin.list_actions().await.unwrap().into_iter().map(|action| action.r#type).collect();
     for action in &actions {
         let entry = format!("DoAction {action}");
@@ -159,7 +149,7 @@ async fn matrix_names_every_rpc_and_every_action() {
         }
     }
     // What one may not call is not listed.
-    let reader = client(&server, "reader").await.list_actions().await.unwrap();
+    let reader = server.client_of("reader").await.list_actions().await.unwrap();
     assert!(reader.iter().all(|action| action.r#type != "transfer"));
 }
 
@@ -185,9 +175,8 @@ async fn with_grants() -> (TestServer, Client, Client) {
         ..Default::default()
     };
     config.auth.roles.insert("narrow".into(), narrow);
-    config.auth.users.insert("ann".into(), User::new(Credential::Password(Secret::new(PASSWORD)), "narrow"));
-    let server = TestServer::with(config).await;
-    let admin = Client::connect(server.server.location(), Some(&login())).await.unwrap();
+    let server = TestServer::with(with_users(config, &[("ann", "narrow")])).await;
+    let admin = server.client_of(USER).await;
     for sql in [
         "CREATE SCHEMA sales",
         "CREATE SCHEMA scratch",
@@ -200,7 +189,7 @@ async fn with_grants() -> (TestServer, Client, Client) {
     ] {
         run(&admin, sql).await;
     }
-    let ann = client(&server, "ann").await;
+    let ann = server.client_of("ann").await;
     (server, admin, ann)
 }
 

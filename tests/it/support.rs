@@ -45,7 +45,30 @@ pub(crate) fn login() -> Login {
     Login { user: USER.into(), password: Secret::new(PASSWORD) }
 }
 
+/// These users may log in with [`PASSWORD`], each with a role.
+pub(crate) fn with_users(mut config: Config, users: &[(&str, &str)]) -> Config {
+    config.auth.enabled = true;
+    for (user, role) in users {
+        config.auth.users.insert(user.to_string(), User::new(Credential::Password(Secret::new(PASSWORD)), role));
+    }
+    config
+}
+
 impl TestServer {
+    /// A client of each user of [`with_users`].
+    pub(crate) async fn clients(&self, users: &[(&str, &str)]) -> Vec<Client> {
+        let mut clients = Vec::new();
+        for (user, _) in users {
+            clients.push(self.client_of(user).await);
+        }
+        clients
+    }
+
+    pub(crate) async fn client_of(&self, user: &str) -> Client {
+        let login = Login { user: user.into(), password: Secret::new(PASSWORD) };
+        Client::connect(self.server.location(), Some(&login)).await.expect("the client connects")
+    }
+
     pub(crate) async fn start() -> Self {
         Self::with(test_config()).await
     }

@@ -11,9 +11,13 @@ use crate::{
     error::Result,
 };
 
-/// Built-in functions that stand where a table stands, as this DuckDB lists them.
-#[derive(Debug, Default)]
-pub(in crate::engine) struct Functions(HashSet<String>);
+/// What this DuckDB has of its own: functions that stand where a table stands, and views. Every instance in a process
+/// has the same.
+#[derive(Debug)]
+pub struct BuiltIns {
+    functions: HashSet<String>,
+    pub(super) views: HashSet<String>,
+}
 
 /// They make rows of their arguments, or tell what every DuckDB knows.
 const HARMLESS: &[&str] = &[
@@ -115,15 +119,19 @@ const PRAGMAS: &[&str] = &[
     "version",
 ];
 
-impl Functions {
-    /// What this DuckDB has; asked once, before a client's statement runs.
+impl BuiltIns {
+    /// Asks DuckDB, which takes some milliseconds.
     pub(in crate::engine) fn of(shared: &Shared, connection: &Connection) -> Result<Self> {
-        let listed = shared.rows(
-            connection,
-            "SELECT function_name FROM duckdb_functions() WHERE function_type IN ('table', 'table_macro')",
-            Parameters::None,
-        )?;
-        Ok(Self(listed.into_iter().flatten().map(|name| name.to_lowercase()).collect()))
+        let names = |sql: &str| -> Result<HashSet<String>> {
+            let listed = shared.rows(connection, sql, Parameters::None)?;
+            Ok(listed.into_iter().flatten().map(|name| name.to_lowercase()).collect())
+        };
+        Ok(Self {
+            functions: names(
+                "SELECT function_name FROM duckdb_functions() WHERE function_type IN ('table', 'table_macro')",
+            )?,
+            views: names("SELECT view_name FROM duckdb_views() WHERE internal")?,
+        })
     }
 }
 
@@ -138,7 +146,7 @@ pub(super) fn check_call(shared: &Shared, name: &str, rights: &Rights) -> Result
     if listed(CATALOG) {
         return check_catalog(name, rights);
     }
-    if listed(HARMLESS) || !shared.functions.get().is_some_and(|functions| functions.0.contains(name)) {
+    if listed(HARMLESS) || !shared.built_ins().functions.contains(name) {
         return Ok(());
     }
     outside(shared, rights, "function", &format!("the function {name}"))

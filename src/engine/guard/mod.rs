@@ -15,7 +15,7 @@ mod tokens;
 use duckdb::{connection::Connection, query_result::StatementType, statement::Statement};
 
 pub(super) use attacks::self_test;
-pub(super) use functions::Functions;
+pub use functions::BuiltIns;
 pub(super) use tokens::Token;
 
 use super::{Shared, catalog::TableName, statement};

@@ -31,7 +31,7 @@ struct Text<'a> {
     connection: &'a Connection,
     sql: &'a str,
     rights: &'a Rights,
-    database: String,
+    database: &'a str,
 }
 
 impl Text<'_> {
@@ -173,12 +173,7 @@ impl Text<'_> {
             Value::Array(items) => items.iter().try_for_each(|item| self.walk(item, scope)),
             Value::Object(fields) => {
                 let outer = scope.len();
-                let ctes = fields.get("cte_map").and_then(|map| map["map"].as_array());
-                for cte in ctes.into_iter().flatten() {
-                    let name = cte["key"].as_str().unwrap_or_default();
-                    self.cte(name, &cte["value"], scope)?;
-                    scope.push(name.to_lowercase());
-                }
+                self.enter(node, scope)?;
                 self.named(node, scope)?;
                 for (key, value) in fields.iter().filter(|(key, _)| *key != "cte_map") {
                     // The table of a change is checked as one, by `named`.
@@ -194,6 +189,16 @@ impl Text<'_> {
         }
     }
 
+    /// The CTEs of a node, one after the other, are seen in it from here on.
+    fn enter(&self, node: &Value, scope: &mut Vec<String>) -> Result<()> {
+        for cte in node["cte_map"]["map"].as_array().into_iter().flatten() {
+            let name = cte["key"].as_str().unwrap_or_default();
+            self.cte(name, &cte["value"], scope)?;
+            scope.push(name.to_lowercase());
+        }
+        Ok(())
+    }
+
     /// A CTE sees those before it, and itself only where it is recursive: in the part that recurs.
     fn cte(&self, name: &str, value: &Value, scope: &mut Vec<String>) -> Result<()> {
         let Value::Object(fields) = value else { return self.walk(value, scope) };
@@ -205,11 +210,7 @@ impl Text<'_> {
                 continue;
             }
             let outer = scope.len();
-            for cte in part["cte_map"]["map"].as_array().into_iter().flatten() {
-                let inner = cte["key"].as_str().unwrap_or_default();
-                self.cte(inner, &cte["value"], scope)?;
-                scope.push(inner.to_lowercase());
-            }
+            self.enter(part, scope)?;
             for (key, side) in node.iter().filter(|(key, _)| *key != "cte_map") {
                 let itself = key == "right";
                 if itself {
@@ -268,13 +269,13 @@ impl Text<'_> {
         let system = ["information_schema", "pg_catalog", "system", "temp"];
         let (last, before) = name.split_last().ok_or_else(|| Error::invalid("a table without a name"))?;
         let of_system = before.iter().any(|part| system.contains(&part.to_lowercase().as_str()));
-        if of_system || self.shared.system_views.get().is_some_and(|views| views.contains(&last.to_lowercase())) {
+        if of_system || self.shared.built_ins().views.contains(&last.to_lowercase()) {
             return Err(self.rights.denied(
                 "catalog",
                 format!("{} tells of tables without a grant; ListFlights lists those with one", name.join(".")),
             ));
         }
-        check_name(self.rights, name, &self.database, allowed, verb)
+        check_name(self.rights, name, self.database, allowed, verb)
     }
 }
 
