@@ -75,6 +75,7 @@ pub struct Database {
     pub external_access: bool,
     pub lossless_types: bool,
     pub batch_rows: usize,
+    pub stream_buffer: Size,
     /// Settings of DuckDB's that make it fail, for tests: no key reaches them.
     pub debug: Vec<(String, String)>,
 }
@@ -302,6 +303,7 @@ impl Default for Config {
                 external_access: false,
                 lossless_types: true,
                 batch_rows: 61_440,
+                stream_buffer: Size::mib(4),
                 debug: Vec::new(),
             },
             ingest: Ingest { workers: 2, preserve_order: true },
@@ -472,7 +474,11 @@ const KEYS: &[Key] = &[
     ),
     key!(
         database.batch_rows,
-        "Rows per Arrow record batch on the way out. Divisors of DuckDB's row group (122880) avoid short tails."
+        "Rows per Arrow record batch on the way out. Divisors of DuckDB's row group (122880) avoid short tails. Fewer where more than two statements run at once."
+    ),
+    key!(
+        database.stream_buffer,
+        "What DuckDB may make of a statement's rows before they are taken; where several statements run, they share it."
     ),
     key!(
         ingest.workers,

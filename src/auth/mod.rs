@@ -40,6 +40,7 @@ use crate::{
 use closed::Closed;
 use failures::Failures;
 use jwt::{Claimed, Issuer};
+use password::Workspaces;
 use token::Tokens;
 use turns::Turns;
 use users::Users;
@@ -95,6 +96,7 @@ struct Inner {
     issuer: Option<Issuer>,
     clock: Clock,
     turns: Turns,
+    workspaces: Workspaces,
     failures: Failures,
     max_logins: usize,
     /// When each user's login was last used.
@@ -120,6 +122,7 @@ impl Authenticator {
             issuer: Issuer::new(&config.jwt, clock.clone(), metrics.clone())?,
             clock,
             turns: Turns::new(auth.max_logins),
+            workspaces: Workspaces::default(),
             failures: Failures::new(auth.login_failures, auth.login_failures_per_address),
             max_logins: auth.max_logins,
             used: Mutex::default(),
@@ -235,10 +238,11 @@ impl Authenticator {
         })?;
         // Others may have failed while this one waited.
         self.0.failures.check(&origin).map_err(limited)?;
+        let authenticator = self.clone();
         let matches = tokio::task::spawn_blocking(move || {
             // Given back when the work is done, also where the client has left.
             let _turn = turn;
-            password::verify(&hash, &password)
+            authenticator.0.workspaces.verify(&hash, &password)
         });
         let matches = matches.await.map_err(Error::internal)?;
         let Some(known) = known.filter(|_| matches && has_one) else {

@@ -39,7 +39,10 @@ impl Engine {
         // From here on no statement changes a setting of the database.
         let connection = engine.shared.connect()?;
         // What we set for one connection after the lock; the guard keeps clients from it.
-        engine.shared.execute(&connection, "SET allowed_configs = ['operator_memory_limit', 'TimeZone']")?;
+        engine.shared.execute(
+            &connection,
+            "SET allowed_configs = ['operator_memory_limit', 'max_streaming_buffer_size', 'TimeZone']",
+        )?;
         engine.shared.execute(&connection, LOCK)?;
         guard::self_test(&engine.shared, &connection)?;
         Ok(engine)

@@ -98,6 +98,11 @@ impl Pool {
         Ok(Slot { _permit: permit, _share: Some((own, share)), metrics: Some(self.metrics.clone()) })
     }
 
+    /// How many engine threads clients' statements have.
+    pub(super) fn busy(&self) -> usize {
+        self.limits.queries.saturating_sub(self.slots.available_permits())
+    }
+
     fn share(&self, rights: &Rights) -> Arc<Share> {
         let mut users = lock(&self.users);
         if let Some(share) = users.get(&rights.user).and_then(Weak::upgrade) {

@@ -12,7 +12,7 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use duckdb::{
     Parameters,
     arrow::ArrowArray,
-    connection::Connection,
+    connection::{Connection, SettingScope},
     error::DuckDBError,
     query_result::{ArrowQueryResult, ResultType},
     statement::Statement,
@@ -32,12 +32,36 @@ use super::{
 };
 use crate::{
     access::{Allowance, Rights, Role},
+    config::Database,
     error::{Error, Result},
     stream::{RecordBatchStream, batch_bytes},
 };
 
 /// Batches that wait between DuckDB and the network, beside DuckDB's own streaming buffer.
 const CHANNEL_BATCHES: usize = 2;
+
+/// How many statements have room for batches of full size; where more run, each gets a part of it.
+const FULL_SIZE: usize = 2;
+
+/// What one statement's rows may take on their way out, which depends on how many others run: a reader that stands still
+/// holds all of it.
+#[derive(Clone, Copy)]
+struct Room {
+    batch_rows: usize,
+    /// DuckDB's streaming buffer, in bytes.
+    buffer: u64,
+}
+
+impl Room {
+    fn among(running: usize, database: &Database) -> Self {
+        let running = running.max(1);
+        // Whole vectors of DuckDB's, and not so few that handing them on costs more than making them.
+        let part = (database.batch_rows * FULL_SIZE / running) / 2048 * 2048;
+        let batch_rows = database.batch_rows.min(part.max(6144));
+        let buffer = (database.stream_buffer.0 / running as u64).max(512 * 1024).min(database.stream_buffer.0);
+        Self { batch_rows, buffer }
+    }
+}
 
 /// What a statement needs beside its text.
 pub(super) struct Setup {
@@ -78,6 +102,7 @@ impl Engine {
         let shared = self.shared.clone();
         let sql = sql.to_string();
         let ended = ending.clone();
+        let room = Room::among(self.pool.busy(), &self.shared.config.database);
         self.pool.run(slot, move || {
             let failure = setup.input.as_ref().map(|(source, _)| source.failure.clone()).unwrap_or_default();
             let mut answer = Answer {
@@ -88,6 +113,7 @@ impl Engine {
                 seen,
                 allowance: setup.rights.allowance,
                 answered: (0, 0),
+                room,
             };
             let mut connection = None;
             let outcome = run(&shared, &sql, &setup, &cancel, &mut answer, &mut connection);
@@ -122,6 +148,7 @@ struct Answer {
     seen: Arc<Seen>,
     allowance: Allowance,
     answered: (u64, u64),
+    room: Room,
 }
 
 impl Answer {
@@ -183,13 +210,20 @@ fn run(
     if let Some(size) = setup.rights.allowance.operator_memory {
         shared.execute(connection, &format!("SET operator_memory_limit = '{}B'", size.0))?;
     }
+    if setup.input.is_none() {
+        let config = connection.config().map_err(|error| shared.cause(&error))?;
+        let buffer = format!("{}B", answer.room.buffer);
+        config
+            .set_text("max_streaming_buffer_size", &buffer, SettingScope::Session)
+            .map_err(|error| shared.cause(&error))?;
+    }
     if setup.rights.role < Role::Writer && setup.input.is_none() {
         // The second wall: what the guard took for a read cannot write.
         shared.execute(connection, "BEGIN TRANSACTION READ ONLY")?;
     }
     shared.identify(&answer.seen, connection, statement::class(statement::kind(&statement)?));
     let mut result = statement
-        .arrow_query(connection, Parameters::None, Some(shared.config.database.batch_rows))
+        .arrow_query(connection, Parameters::None, Some(answer.room.batch_rows))
         .map_err(|error| shared.cause(&error))?;
     cancel.check()?;
     stream(shared, &statement, &mut result, setup.input.is_none(), answer)
@@ -232,7 +266,7 @@ fn stream(
         if arrays.is_empty() {
             arrays.extend(result.next_array().map_err(cause)?);
         }
-        let short = |array: &ArrowArray| array.len() < shared.config.database.batch_rows;
+        let short = |array: &ArrowArray| array.len() < answer.room.batch_rows;
         if arrays.front().is_none_or(short) {
             let next = result.next_array().map_err(cause)?;
             if next.is_none() {

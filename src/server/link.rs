@@ -33,7 +33,7 @@ const PREFACE: u64 = 24 + 9;
 
 /// Of a connection on which nobody has shown who they are, so much is read and no more. Its windows would allow for
 /// megabytes, which HTTP/2 keeps while passwords are checked.
-const UNKNOWN_BYTES: u64 = 256 * 1024;
+const UNKNOWN_BYTES: u64 = 128 * 1024;
 
 /// Cheap to clone; travels in the extensions of the connection's requests.
 #[derive(Clone)]

@@ -97,7 +97,9 @@ async fn flipped_bits_of_the_database_are_refused_or_harmless() {
             code => panic!("byte {at}: exit code {code:?}: {says}"),
         }
     }
-    println!("database: {refused} refused, {unreadable} with an unreadable table, {harmless} harmless");
+    println!(
+        "measured: flipped bits of the database: {refused} refused, {unreadable} with an unreadable table, {harmless} harmless"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,5 +155,5 @@ async fn flipped_bits_of_the_log_are_refused_or_cost_the_last_commit() {
             code => panic!("byte {at}: exit code {code:?}: {says}"),
         }
     }
-    println!("log: {refused} refused, {torn} like a torn tail, {harmless} harmless");
+    println!("measured: flipped bits of the log: {refused} refused, {torn} like a torn tail, {harmless} harmless");
 }

@@ -163,7 +163,9 @@ async fn killed_server_loses_nothing_acknowledged_and_keeps_nothing_in_part() {
     }
     let units = audit(&client, &ledger).await;
     let acknowledged: usize = ledger.lock().unwrap().acknowledged.iter().map(BTreeSet::len).sum();
-    println!("{crashes} crashes, {acknowledged} units acknowledged, {units} there, slowest restart {slowest:?}");
+    println!(
+        "measured: {crashes} crashes, {acknowledged} units acknowledged, {units} there, slowest restart {slowest:?}"
+    );
     server.stop();
 }
 
@@ -197,7 +199,7 @@ async fn failing_checkpoint_at_any_point_loses_nothing_acknowledged() {
         let (third, client, _) = start(&db, json!({})).await;
         let units = audit(&client, &ledger).await;
         let acknowledged: usize = ledger.lock().unwrap().acknowledged.iter().map(BTreeSet::len).sum();
-        println!("{point}: {acknowledged} acknowledged, {units} there, ended by itself: {by_itself}");
+        println!("measured: {point}: {acknowledged} acknowledged, {units} there, ended by itself: {by_itself}");
         third.stop();
     }
 }

@@ -292,7 +292,7 @@ async fn settings_at_open_are_the_strict_ones() {
         ("allow_persistent_secrets", "false"),
         ("allow_unredacted_secrets", "false"),
         ("enable_external_access", "false"),
-        ("allowed_configs", "[TimeZone, operator_memory_limit]"),
+        ("allowed_configs", "[TimeZone, max_streaming_buffer_size, operator_memory_limit]"),
         ("lock_configuration", "true"),
     ] {
         let sql = format!("SELECT value FROM duckdb_settings() WHERE name = '{name}'");

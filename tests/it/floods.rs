@@ -131,7 +131,7 @@ async fn flood(name: &str, reads: bool, pieces: impl Fn(u64) -> Vec<u8>, count: 
     tokio::time::timeout(Duration::from_secs(120), async { tokio::join!(attack, watching) }).await.expect("it ends");
     assert_eq!(row(&server.client(None).await, "SELECT 42").await, ["42"], "{name}: newcomers are served");
     most = most.max(server.memory().saturating_sub(base));
-    eprintln!("{name}: {connections} connections, {answered} queries answered, {} KiB more", most >> 10);
+    println!("measured: {name}: {connections} connections, {answered} queries answered, {} KiB more", most >> 10);
     assert!(most < MEMORY, "{name}: {most} bytes more");
     let log = server.stop();
     let panics: Vec<_> = log.iter().filter(|line| line.contains("panicked")).collect();
@@ -256,7 +256,7 @@ async fn bytes_before_a_login() {
         sockets.push(socket);
     }
     let grown = server.memory().saturating_sub(base);
-    eprintln!("100 connections that fill their windows before a login: {} KiB more", grown >> 10);
+    println!("measured: 100 connections that fill their windows before a login: {} KiB more", grown >> 10);
     assert!(grown < MEMORY, "{grown} bytes more");
     assert_eq!(row(&client, "SELECT 42").await, ["42"]);
     assert_eq!(row(&server.client(Some(&crate::support::login())).await, "SELECT 42").await, ["42"]);

@@ -224,6 +224,6 @@ async fn stop_cuts_no_stream_short_and_is_in_time() {
     assert_eq!(futures::future::join_all(finishing).await, [1_000_000; 19]);
     // It exits with 0, which `stop` asserts: the grace period, what an interrupt may take, and a checkpoint.
     stopping.await.unwrap();
-    eprintln!("stopped after {:?} of a grace period of 20 s", start.elapsed());
+    println!("measured: stopped after {:?} of a grace period of 20 s", start.elapsed());
     collect(endless).await.expect_err("never silently short");
 }

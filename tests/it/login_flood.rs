@@ -129,7 +129,7 @@ async fn flood(server: &TestServer, addresses: std::ops::Range<u8>) -> Vec<Durat
         done.unwrap();
     }
     took.sort();
-    println!("{} wrong passwords; right logins took {took:?}", sent.load(Ordering::Relaxed));
+    println!("measured: {} wrong passwords; right logins took {took:?}", sent.load(Ordering::Relaxed));
     took
 }
 
@@ -168,7 +168,9 @@ async fn unknown_user_takes_as_long_as_a_wrong_password() {
         }
         let (known, unknown) = (median(&mut known), median(&mut unknown));
         let ratio = unknown / known;
-        println!("median of a wrong password {known:.4} s, of an unknown user {unknown:.4} s, ratio {ratio:.3}");
+        println!(
+            "measured: median of a wrong password {known:.4} s, of an unknown user {unknown:.4} s, ratio {ratio:.3}"
+        );
         if (0.8..1.25).contains(&ratio) {
             break;
         }

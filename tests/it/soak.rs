@@ -24,7 +24,7 @@ use crate::{
     wire::Random,
 };
 
-fn seconds() -> Option<u64> {
+pub(crate) fn seconds() -> Option<u64> {
     std::env::var("MALLARD_SOAK_SECONDS").ok()?.parse().ok()
 }
 
@@ -174,8 +174,8 @@ async fn mixed_load_leaves_memory_descriptors_and_threads_flat() {
         )
     };
     let (early, late) = (of(early), of(late));
-    eprintln!(
-        "{done} actions in {lasts:?}, {} conflicts; MiB, descriptors, threads: {early:?} in the second third, {late:?} in the last",
+    println!(
+        "measured: {done} actions in {lasts:?}, {} conflicts; MiB, descriptors, threads: {early:?} in the second third, {late:?} in the last",
         failed.load(Ordering::Relaxed)
     );
     assert!(done > 20, "{done}");
@@ -232,12 +232,11 @@ async fn slow_reader_and_stalled_readers_leave_room_for_others() {
     assert_eq!(read, total);
     let ended = "mallard_streams_stalled_total{direction=\"sent\"}";
     until("the stalled ones are ended", || async { server.metric(ended).await == 32.0 }).await;
-    eprintln!(
-        "{read} rows read one batch at a time beside 32 stalled readers: {} MiB above base; p99 of others {beside:?}, idle {idle:?}",
+    println!(
+        "measured: {read} rows read one batch at a time beside 32 stalled readers: {} MiB above base; p99 of others {beside:?}, idle {idle:?}",
         most >> 20
     );
-    // Three record batches of each, and what DuckDB keeps for a stream (10 MiB).
-    assert!(most < (33 * 24) << 20, "{most} bytes more");
+    assert!(most < 128 << 20, "{most} bytes more");
     for (_client, stream) in stalled {
         assert!(collect(stream).await.is_err(), "never silently short");
     }

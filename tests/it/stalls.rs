@@ -163,9 +163,8 @@ async fn stalled_readers_are_bounded_and_ended() {
     };
     tokio::time::timeout(Duration::from_secs(60), noticed).await.expect("all are cut");
     until("their statements end", || async { server.metric("mallard_queries_running").await == 0.0 }).await;
-    eprintln!("32 stalled readers: {} KiB more, {answered} queries answered meanwhile", most >> 10);
-    // Three record batches of each, and what DuckDB keeps for a stream (10 MiB).
-    assert!(most < (32 * 24) << 20, "{most} bytes more");
+    println!("measured: 32 stalled readers: {} KiB more, {answered} queries answered meanwhile", most >> 10);
+    assert!(most < 128 << 20, "{most} bytes more");
     for (_client, stream) in held {
         assert!(collect(stream).await.is_err(), "never silently short");
     }

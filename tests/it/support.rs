@@ -160,7 +160,11 @@ pub(crate) fn table(name: &str) -> [String; 1] {
 
 /// Waits for a condition, bounded, without a fixed sleep that a slow machine would break.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
-    let waited = tokio::time::timeout(Duration::from_secs(30), async {
+    until_within(Duration::from_secs(30), what, condition).await;
+}
+
+pub(crate) async fn until_within<F: Future<Output = bool>>(patience: Duration, what: &str, condition: impl Fn() -> F) {
+    let waited = tokio::time::timeout(patience, async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

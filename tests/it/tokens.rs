@@ -450,7 +450,7 @@ async fn swapping_users_and_keys_under_load_fails_no_call() {
     }
     stop.cancel();
     let calls: usize = callers.join_all().await.into_iter().sum();
-    println!("{calls} calls");
+    println!("measured: {calls} calls while users and keys were swapped, none failed");
     assert!(calls > 100);
 }
 

@@ -88,7 +88,7 @@ async fn ten_thousand_mutated_requests_are_answered_or_refused() {
         if ok { answered += 1 } else { refused += 1 }
     }
     let grown = server.memory().saturating_sub(base);
-    eprintln!("{answered} answered, {refused} refused, {} KiB more", grown >> 10);
+    println!("measured: mutated messages: {answered} answered, {refused} refused, {} KiB more", grown >> 10);
     assert!(answered > 100 && refused > 1_000, "the mutations do too little or too much");
     assert!(grown < 50 << 20, "{grown} bytes more");
     assert_eq!(row(&client, "SELECT 42").await, ["42"]);
