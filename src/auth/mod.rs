@@ -322,10 +322,16 @@ impl Authenticator {
         identity.session.is_some()
     }
 
-    /// Tickets that GetFlightInfo hands out for one result: bound to the user and the statement, and where they are
-    /// several, to their place in the result and to this process.
-    pub fn tickets(&self, identity: &Identity, sql: &str, count: usize) -> Result<(Vec<Vec<u8>>, Duration)> {
-        self.0.tokens.tickets(identity, sql, count)
+    /// Tickets that GetFlightInfo hands out for one result: bound to the user, the statement and the note, and where they
+    /// are several, to their place in the result and to this process.
+    pub fn tickets(
+        &self,
+        identity: &Identity,
+        sql: &str,
+        note: Option<String>,
+        count: usize,
+    ) -> Result<(Vec<Vec<u8>>, Duration)> {
+        self.0.tokens.tickets(identity, sql, note, count)
     }
 
     /// The claims of such a ticket, or `None` where the bytes are no ticket of ours.

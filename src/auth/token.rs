@@ -95,6 +95,9 @@ pub struct TicketClaims {
     /// The result's; it tells tickets of the same statement apart.
     pub id: String,
     pub sql: String,
+    /// What whoever answers it has noted beside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// Where the result has several endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
@@ -230,9 +233,15 @@ impl Tokens {
         self.token(&bearer.user, &bearer.session, exp, proof).map(Some)
     }
 
-    pub(super) fn tickets(&self, identity: &Identity, sql: &str, count: usize) -> Result<(Vec<Vec<u8>>, Duration)> {
+    pub(super) fn tickets(
+        &self,
+        identity: &Identity,
+        sql: &str,
+        note: Option<String>,
+        count: usize,
+    ) -> Result<(Vec<Vec<u8>>, Duration)> {
         let (sub, sql, exp, id) = (identity.user.clone(), sql.to_string(), self.expiry(), random_hex());
-        let mut claims = TicketClaims { aud: TICKET.into(), sub, exp, id, sql, place: None };
+        let mut claims = TicketClaims { aud: TICKET.into(), sub, exp, id, sql, note, place: None };
         let key = self.current();
         let tickets = (0..count).map(|index| {
             claims.place = (count > 1).then(|| Place { index, of: count, process: self.process.clone() });

@@ -59,14 +59,29 @@ pub fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
+/// What a statement would answer.
+pub enum Plan {
+    Rows(SchemaRef),
+    /// None of its own: it is run for its effect.
+    Effect,
+}
+
 impl Engine {
     /// The schema that [`Engine::query`] would answer with; the statement is planned and not run.
     pub async fn schema(&self, rights: &Arc<Rights>, sql: &str) -> Result<SchemaRef> {
+        Ok(match self.plan(rights, sql).await? {
+            Plan::Rows(schema) => schema,
+            Plan::Effect => status_schema(),
+        })
+    }
+
+    /// What the statement would answer; it is planned and not run.
+    pub async fn plan(&self, rights: &Arc<Rights>, sql: &str) -> Result<Plan> {
         statement::check_text(&self.shared, sql)?;
         let (user, rights, sql) = (rights, rights.clone(), sql.to_string());
         self.call(user, move |shared, connection| {
             let statement = guard::admit(shared, connection, &sql, &rights)?;
-            schema(shared, connection, statement).map_err(|error| discreet(error, &rights))
+            plan(shared, connection, statement).map_err(|error| discreet(error, &rights))
         })
         .await
     }
@@ -92,8 +107,9 @@ impl Engine {
                     continue;
                 }
                 let statement = statement::parse(shared, connection, &format!("SELECT * FROM {}", name.sql()))?;
-                match schema(shared, connection, statement) {
-                    Ok(schema) => tables.push((name, schema)),
+                match plan(shared, connection, statement) {
+                    Ok(Plan::Rows(schema)) => tables.push((name, schema)),
+                    Ok(Plan::Effect) => return Err(Error::internal("a SELECT of ours answers no rows")),
                     // A view over something that is gone cannot be read, and the others can.
                     Err(Error::NotFound(_) | Error::Sql(_)) => {}
                     Err(error) => return Err(error),
@@ -128,10 +144,10 @@ impl Engine {
 }
 
 /// The answer's schema: DuckDB binds the statement, and an empty query of the same types shows them as Arrow.
-fn schema(shared: &Shared, connection: &Connection, statement: Statement<'static>) -> Result<SchemaRef> {
+fn plan(shared: &Shared, connection: &Connection, statement: Statement<'static>) -> Result<Plan> {
     let bound = statement.bind(connection).map_err(|error| shared.cause(&error))?;
     if !statement::answers_rows(connection, &statement)? {
-        return Ok(status_schema());
+        return Ok(Plan::Effect);
     }
     let types = types_of(shared, &bound.schema)?;
     let mut selected = Vec::new();
@@ -140,13 +156,13 @@ fn schema(shared: &Shared, connection: &Connection, statement: Statement<'static
         selected.push(format!("NULL::{duckdb_type} AS {}", quote(if name.is_empty() { " " } else { name })));
     }
     if selected.is_empty() {
-        return Ok(Schema::empty().into());
+        return Ok(Plan::Rows(Schema::empty().into()));
     }
     let empty = format!("SELECT {} LIMIT 0", selected.join(", "));
     let result = connection.arrow_query(empty, Parameters::None, None).map_err(|error| shared.cause(&error))?;
     let mut importer = Importer::new(result.schema().map_err(|error| shared.cause(&error))?)?;
     importer.annotate(&types);
-    Ok(importer.schema())
+    Ok(Plan::Rows(importer.schema()))
 }
 
 /// DuckDB's types of a statement's columns, as text.

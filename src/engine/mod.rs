@@ -32,7 +32,7 @@ use duckdb::{Parameters, connection::Connection, instance::Instance};
 use tokio::sync::{oneshot, watch};
 
 pub use backup::{Manifest, Restored, restore};
-pub use catalog::{TableName, literal, quote};
+pub use catalog::{Plan, TableName, literal, quote};
 pub use files::FileFormat;
 pub use ingest::{Fingerprint, Mode, Staged};
 pub use query::status_schema;

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use arrow_array::{Int64Array, RecordBatch, StringArray};
+use arrow_array::{Int64Array, RecordBatch, StringArray, cast::AsArray, types::Int64Type};
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use duckdb::{
     Parameters,
@@ -17,7 +17,7 @@ use duckdb::{
     query_result::{ArrowQueryResult, ResultType},
     statement::Statement,
 };
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -86,7 +86,25 @@ impl Engine {
         self.query_with(sql, Setup { rights: rights.clone(), input: None }).await
     }
 
+    /// Runs one statement to its end, for its effect. How many rows it changed, or answered where it answers rows.
+    pub async fn update(&self, rights: &Arc<Rights>, sql: &str) -> Result<i64> {
+        let (mut answer, shape) = self.start(sql, Setup { rights: rights.clone(), input: None }).await?;
+        let mut count = 0;
+        while let Some(batch) = answer.next().await {
+            let batch = batch?;
+            count += match shape {
+                Shape::Rows => i64::try_from(batch.num_rows()).unwrap_or(i64::MAX),
+                Shape::Changed => batch.column(1).as_primitive::<Int64Type>().iter().flatten().sum(),
+            };
+        }
+        Ok(count)
+    }
+
     pub(super) async fn query_with(&self, sql: &str, setup: Setup) -> Result<RecordBatchStream> {
+        Ok(self.start(sql, setup).await?.0)
+    }
+
+    async fn start(&self, sql: &str, setup: Setup) -> Result<(RecordBatchStream, Shape)> {
         statement::check_text(&self.shared, sql)?;
         let seen = self.shared.see(&setup.rights, sql);
         let slot = seen
@@ -96,7 +114,7 @@ impl Engine {
         seen.start();
         let (cancel, guard) = self.pool.begin();
         seen.runs(&cancel);
-        let (head, schema) = oneshot::channel();
+        let (tell, head) = oneshot::channel();
         let (rows, batches) = mpsc::channel(CHANNEL_BATCHES);
         let ending = Arc::new(Mutex::new(None));
         let shared = self.shared.clone();
@@ -106,8 +124,9 @@ impl Engine {
         self.pool.run(slot, move || {
             let failure = setup.input.as_ref().map(|(source, _)| source.failure.clone()).unwrap_or_default();
             let mut answer = Answer {
-                head: Some(head),
+                head: Some(tell),
                 whole: None,
+                shape: Shape::Rows,
                 rows,
                 cancel: cancel.clone(),
                 seen,
@@ -119,7 +138,7 @@ impl Engine {
             let outcome = run(&shared, &sql, &setup, &cancel, &mut answer, &mut connection);
             let outcome = outcome.map_err(|error| discreet(failure.or(error), &setup.rights));
             let outcome = shared.finish(&cancel, &answer.seen, outcome);
-            let Answer { head, whole, rows, .. } = answer;
+            let Answer { head, whole, rows, shape, .. } = answer;
             if let Err(error) = &outcome {
                 // Before the channel closes; the reader looks here when it has.
                 *lock(&ended) = Some(error.clone());
@@ -128,21 +147,32 @@ impl Engine {
             if let Some(head) = head {
                 let schema = whole.ok_or_else(|| Error::internal("a statement ended without a schema"));
                 // A receiver that is gone needs no answer.
-                let _ = head.send(outcome.and(schema));
+                let _ = head.send(outcome.and(schema).map(|schema| (schema, shape)));
             }
             // Last: nobody waits for it.
             drop(connection);
         });
-        let schema = schema.await.map_err(|_| Error::internal("an engine thread ended without an answer"))??;
-        Ok(RecordBatchStream::new(schema, Batches { batches, ending, _guard: guard }))
+        let head = head.await.map_err(|_| Error::internal("an engine thread ended without an answer"))?;
+        let (schema, shape) = head?;
+        Ok((RecordBatchStream::new(schema, Batches { batches, ending, _guard: guard }), shape))
     }
+}
+
+/// What the rows of an answer are.
+#[derive(Debug, Clone, Copy)]
+enum Shape {
+    /// The statement's own.
+    Rows,
+    /// One that says how many were changed.
+    Changed,
 }
 
 /// The two channels an engine thread answers through.
 struct Answer {
-    head: Option<oneshot::Sender<Result<SchemaRef>>>,
+    head: Option<oneshot::Sender<Result<(SchemaRef, Shape)>>>,
     /// The schema of an answer that goes out when all of it is there.
     whole: Option<SchemaRef>,
+    shape: Shape,
     rows: mpsc::Sender<Waiting>,
     cancel: Cancel,
     seen: Arc<Seen>,
@@ -153,7 +183,7 @@ struct Answer {
 
 impl Answer {
     fn schema(&mut self, schema: SchemaRef) -> Result<()> {
-        match self.head.take().map(|head| head.send(Ok(schema))) {
+        match self.head.take().map(|head| head.send(Ok((schema, self.shape)))) {
             Some(Ok(())) => Ok(()),
             _ => Err(Error::Cancelled),
         }
@@ -255,6 +285,7 @@ fn stream(
         let changed = Arc::new(Int64Array::from(vec![i64::try_from(changed).unwrap_or(i64::MAX)]));
         let row = RecordBatch::try_new(schema.clone(), vec![status, changed]).map_err(Error::internal)?;
         answer.whole = Some(schema);
+        answer.shape = Shape::Changed;
         return answer.batch(shared, row);
     }
     let mut importer = Importer::new(result.schema().map_err(cause)?)?;

@@ -222,7 +222,7 @@ impl Flight {
                         "an endpoint of several cannot be renewed; ask GetFlightInfo again".into(),
                     ));
                 }
-                let (tickets, life) = self.authenticator.tickets(identity, &claims.sql, 1)?;
+                let (tickets, life) = self.authenticator.tickets(identity, &claims.sql, claims.note, 1)?;
                 endpoint.ticket = tickets.into_iter().next().map(Ticket::new);
                 endpoint.expiration_time = Some(timestamp(life));
                 Ok(one(endpoint.encode_to_vec()))

@@ -20,7 +20,7 @@ impl Flight {
     ) -> Result<RecordBatchStream> {
         let text = match Command::from_descriptor(&upload.descriptor)? {
             Command::Text(text) => text,
-            Command::Table(_) => {
+            Command::Table(_) | Command::FlightSql(_) => {
                 return Err(Error::invalid("DoExchange takes a CMD descriptor: an exchanger's name, or SQL"));
             }
         };

@@ -5,7 +5,10 @@ use std::time::{Duration, SystemTime};
 use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo, PollInfo, SchemaResult, Ticket};
 use arrow_schema::Schema;
 
-use super::{command::Command, service::Flight};
+use super::{
+    command::{Command, select_from},
+    service::Flight,
+};
 use crate::{
     auth::Identity,
     error::{Error, Result},
@@ -23,15 +26,17 @@ impl Flight {
         descriptor: FlightDescriptor,
         endpoints: usize,
     ) -> Result<FlightInfo> {
-        let command = Command::from_descriptor(&descriptor)?;
-        let rows = match &command {
+        let (sql, rows) = match Command::from_descriptor(&descriptor)? {
             // A table's row count is in its metadata.
-            Command::Table(table) => self.engine.count(&identity.rights, table).await?,
-            Command::Text(_) => -1,
+            Command::Table(table) => (select_from(&table), self.engine.count(&identity.rights, &table).await?),
+            Command::Text(sql) => (sql, -1),
+            Command::FlightSql(command) => {
+                let info = self.sql_info(identity, command, endpoints).await?;
+                return Ok(info.with_descriptor(descriptor));
+            }
         };
-        let sql = command.into_sql();
         let schema = self.engine.schema(&identity.rights, &sql).await?;
-        let info = self.flight_info(identity, &sql, &schema, endpoints)?;
+        let info = self.flight_info(identity, &sql, None, &schema, endpoints)?;
         Ok(info.with_descriptor(descriptor).with_total_records(rows))
     }
 
@@ -47,8 +52,11 @@ impl Flight {
     }
 
     pub(super) async fn schema(&self, identity: &Identity, descriptor: &FlightDescriptor) -> Result<SchemaResult> {
-        let sql = Command::from_descriptor(descriptor)?.into_sql();
-        let schema = self.engine.schema(&identity.rights, &sql).await?;
+        let schema = match Command::from_descriptor(descriptor)? {
+            Command::Table(table) => self.engine.schema(&identity.rights, &select_from(&table)).await?,
+            Command::Text(sql) => self.engine.schema(&identity.rights, &sql).await?,
+            Command::FlightSql(command) => self.sql_schema(identity, command).await?,
+        };
         Ok(SchemaResult { schema: schema_bytes(&schema)? })
     }
 
@@ -61,14 +69,22 @@ impl Flight {
         let mut flights = Vec::new();
         for (table, schema) in self.engine.tables(&identity.rights, &glob).await? {
             let descriptor = FlightDescriptor::new_path(table.parts().to_vec());
-            let sql = Command::Table(table).into_sql();
-            flights.push(self.flight_info(identity, &sql, &schema, 1)?.with_descriptor(descriptor));
+            flights
+                .push(self.flight_info(identity, &select_from(&table), None, &schema, 1)?.with_descriptor(descriptor));
         }
         Ok(flights)
     }
 
-    fn flight_info(&self, identity: &Identity, sql: &str, schema: &Schema, endpoints: usize) -> Result<FlightInfo> {
-        let (tickets, life) = self.authenticator.tickets(identity, sql, endpoints)?;
+    /// `note` is for whoever answers the tickets.
+    pub(super) fn flight_info(
+        &self,
+        identity: &Identity,
+        sql: &str,
+        note: Option<String>,
+        schema: &Schema,
+        endpoints: usize,
+    ) -> Result<FlightInfo> {
+        let (tickets, life) = self.authenticator.tickets(identity, sql, note, endpoints)?;
         if endpoints > 1 && tickets.iter().map(Vec::len).sum::<usize>() > MAX_TICKETS_BYTES {
             return Err(Error::invalid(format!(
                 "{endpoints} tickets of a statement of {} bytes do not fit into a FlightInfo; ask for fewer endpoints",

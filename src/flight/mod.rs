@@ -2,7 +2,7 @@
 //!
 //! `command` tells what a ticket or descriptor asks for; `service` is the FlightService trait, each method a few
 //! lines that hand over to the file of its RPC; `running` and `shared` know what tickets have started; `router` answers
-//! those that move record batches without tonic's codec.
+//! those that move record batches without tonic's codec; `sql` is Flight SQL.
 
 mod action;
 mod command;
@@ -16,6 +16,7 @@ mod running;
 mod service;
 mod session;
 mod shared;
+mod sql;
 
 pub use router::Router;
 pub use service::Flight;

@@ -334,7 +334,7 @@ mod tests {
         let tickets = Authenticator::new(&Config::default(), Metrics::unregistered()).unwrap();
         // The claims of a new result's second ticket, which expires a while from now.
         let claims = |later: u64| {
-            let (made, _) = tickets.tickets(&identity, "SELECT 1", 2).unwrap();
+            let (made, _) = tickets.tickets(&identity, "SELECT 1", None, 2).unwrap();
             let mut claims = tickets.read_ticket(&identity, &made[1]).unwrap().unwrap();
             claims.exp += later;
             claims

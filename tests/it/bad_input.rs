@@ -77,7 +77,7 @@ async fn tickets() {
         ("NUL", b"SELECT 1\0".to_vec(), Code::InvalidArgument, "NUL"),
         ("long SQL", long.into_bytes(), Code::ResourceExhausted, "limits.sql_length"),
         ("transaction", b"BEGIN".to_vec(), Code::Unimplemented, "session"),
-        ("Flight SQL", any, Code::Unimplemented, "TicketStatement"),
+        ("Flight SQL's ticket that is none", any, Code::InvalidArgument, "TicketStatementQuery"),
         ("false ticket", b"mallard-ticket:a.b.c".to_vec(), Code::InvalidArgument, "not one of this server's"),
         (
             "error in the middle of rows",

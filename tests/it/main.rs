@@ -18,6 +18,7 @@ mod crash;
 mod endpoints;
 mod exchange;
 mod faults;
+mod flight_sql;
 mod floods;
 mod get;
 mod guard;

@@ -1,7 +1,9 @@
 //! Roles and grants: each role may do what it is for and nothing else, on every RPC and every action.
 
 use arrow_flight::{
-    Action, Criteria, Empty, FlightData, FlightDescriptor, HandshakeRequest, Ticket, encode::FlightDataEncoderBuilder,
+    Action, Criteria, Empty, FlightData, FlightDescriptor, HandshakeRequest, Ticket,
+    encode::FlightDataEncoderBuilder,
+    sql::{CommandStatementQuery, CommandStatementUpdate},
 };
 use futures::{TryStreamExt, stream};
 use mallard::{
@@ -11,6 +13,7 @@ use mallard::{
 use serde_json::json;
 use tonic::{Code, Request, Status};
 
+use crate::flight_sql::message;
 use crate::support::{
     PASSWORD, TestServer, USER, collect, people, row, run, table, test_config, with_login, with_users,
 };
@@ -23,7 +26,7 @@ async fn with_every_role() -> TestServer {
 }
 
 /// Every RPC and every action, and whether a role may call it. A call is refused when its code is PERMISSION_DENIED.
-const MATRIX: [(&str, [bool; 3]); 22] = [
+const MATRIX: [(&str, [bool; 3]); 26] = [
     ("Handshake", [true, true, true]),
     ("ListFlights", [true, true, true]),
     ("GetFlightInfo", [true, true, true]),
@@ -34,6 +37,10 @@ const MATRIX: [(&str, [bool; 3]); 22] = [
     ("DoPut", [false, true, true]),
     ("DoExchange", [true, true, true]),
     ("DoExchange of a change", [false, true, true]),
+    ("GetFlightInfo CommandStatementQuery", [true, true, true]),
+    ("GetFlightInfo CommandStatementQuery of a change", [false, true, true]),
+    ("GetSchema CommandStatementQuery", [true, true, true]),
+    ("DoPut CommandStatementUpdate", [false, true, true]),
     ("ListActions", [true, true, true]),
     ("DoAction add_exchange", [false, true, true]),
     ("DoAction drop_exchange", [false, true, true]),
@@ -77,6 +84,7 @@ async fn call(server: &TestServer, bearer: &str, entry: &str) -> Code {
     let sql = || FlightDescriptor::new_cmd("FROM shared");
     let change = "INSERT INTO shared VALUES (2)";
     let path = || FlightDescriptor::new_path(vec!["put_here".into()]);
+    let query = |query: &str| message(&CommandStatementQuery { query: query.into(), transaction_id: None });
     match entry {
         "Handshake" => drain(client.handshake(with(stream::empty::<HandshakeRequest>(), bearer)).await).await,
         "ListFlights" => drain(client.list_flights(with(Criteria::default(), bearer)).await).await,
@@ -93,6 +101,16 @@ async fn call(server: &TestServer, bearer: &str, entry: &str) -> Code {
         "DoExchange of a change" => {
             let change = data(FlightDescriptor::new_cmd(change)).await;
             drain(client.do_exchange(with(stream::iter(change), bearer)).await).await
+        }
+        "GetFlightInfo CommandStatementQuery" => code(client.get_flight_info(with(query("FROM shared"), bearer)).await),
+        "GetFlightInfo CommandStatementQuery of a change" => {
+            code(client.get_flight_info(with(query(change), bearer)).await)
+        }
+        "GetSchema CommandStatementQuery" => code(client.get_schema(with(query("FROM shared"), bearer)).await),
+        "DoPut CommandStatementUpdate" => {
+            let update = CommandStatementUpdate { query: change.into(), transaction_id: None };
+            let first = FlightData { flight_descriptor: Some(message(&update)), ..Default::default() };
+            drain(client.do_put(with(stream::iter([first]), bearer)).await).await
         }
         "ListActions" => drain(client.list_actions(with(Empty {}, bearer)).await).await,
         action => {

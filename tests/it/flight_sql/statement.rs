@@ -1,0 +1,97 @@
+//! Statements as text.
+
+use arrow_flight::{
+    Ticket,
+    sql::{CommandStatementQuery, CommandStatementUpdate, ProstMessageExt, TicketStatementQuery},
+};
+use futures::TryStreamExt;
+use prost::Message;
+use tonic::Code;
+
+use super::{message, refused, rows, table, texts};
+use crate::support::TestServer;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn announced_schema_is_that_of_the_rows() {
+    let server = TestServer::start().await;
+    let mut client = server.sql().await;
+    for (sql, expected) in [
+        ("SELECT 1 AS a, 'x' AS b", vec!["1|x"]),
+        ("SELECT range AS n FROM range(3)", vec!["0", "1", "2"]),
+        ("SELECT 1 AS a WHERE false", vec![]),
+        ("SELECT 'a'::ENUM('a', 'b') AS e, [1, NULL] AS l, {'k': 1.5} AS s", vec!["a|[1, NULL]|{k: 1.5}"]),
+        ("SELECT 1::HUGEINT AS h, true AS b, NULL AS n", vec!["01000000000000000000000000000000|true|NULL"]),
+        ("EXPLAIN SELECT 1", vec![]),
+    ] {
+        let query = CommandStatementQuery { query: sql.into(), transaction_id: None };
+        let schema = client.inner_mut().get_schema(message(&query)).await.unwrap().into_inner();
+        let schema = arrow_schema::Schema::try_from(&schema).unwrap();
+        let info = client.execute(sql.into(), None).await.unwrap();
+        let (announced, batches) = rows(&mut client, info).await;
+        assert_eq!(schema, announced, "{sql}");
+        if !expected.is_empty() {
+            assert_eq!(texts(&batches), expected, "{sql}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statement_without_rows_runs_once_whichever_way_it_is_asked_for() {
+    let server = TestServer::start().await;
+    let mut client = server.sql().await;
+    // As ADBC's cursor.execute does it, which does not always come back for the rows.
+    let info = client.execute("CREATE TABLE t (i INTEGER)".into(), None).await.unwrap();
+    assert_eq!(table(&mut client, "SELECT count(*) FROM t").await, ["0"]);
+    let (schema, batches) = rows(&mut client, info.clone()).await;
+    assert!(schema.fields().is_empty() && batches.is_empty());
+    // Nothing is run by the ticket, however often it is used.
+    rows(&mut client, info).await;
+    let info = client.execute("INSERT INTO t SELECT * FROM range(3)".into(), None).await.unwrap();
+    assert_eq!(info.total_records, 3, "what clients show as the row count");
+    rows(&mut client, info).await;
+    assert_eq!(client.execute_update("INSERT INTO t VALUES (4), (5)".into(), None).await.unwrap(), 2);
+    assert_eq!(client.execute_update("CREATE TABLE u AS SELECT 1 AS i".into(), None).await.unwrap(), 1);
+    assert_eq!(client.execute_update("DROP TABLE u".into(), None).await.unwrap(), 0);
+    // DoGet of the command itself, as some clients do.
+    let command = CommandStatementQuery { query: "INSERT INTO t VALUES (6)".into(), transaction_id: None };
+    let ticket = Ticket::new(command.as_any().encode_to_vec());
+    let batches: Vec<_> = client.do_get(ticket).await.unwrap().try_collect().await.unwrap();
+    assert!(batches.is_empty());
+    assert_eq!(table(&mut client, "SELECT count(*) FROM t").await, ["6"]);
+    // Asking for the schema runs nothing.
+    let command = CommandStatementQuery { query: "DELETE FROM t".into(), transaction_id: None };
+    client.inner_mut().get_schema(message(&command)).await.unwrap();
+    assert_eq!(table(&mut client, "SELECT count(*) FROM t").await, ["6"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn query_runs_when_it_is_read_and_its_ticket_may_be_wrapped() {
+    let server = TestServer::start().await;
+    let mut client = server.sql().await;
+    client.execute_update("CREATE TABLE t AS SELECT 1 AS i".into(), None).await.unwrap();
+    let info = client.execute("SELECT i FROM t ORDER BY i".into(), None).await.unwrap();
+    client.execute_update("INSERT INTO t VALUES (2)".into(), None).await.unwrap();
+    let ticket = info.endpoint[0].ticket.clone().unwrap().ticket;
+    let wrapped = TicketStatementQuery { statement_handle: ticket };
+    let wrapped = Ticket::new(wrapped.as_any().encode_to_vec());
+    let batches: Vec<_> = client.do_get(wrapped).await.unwrap().try_collect().await.unwrap();
+    assert_eq!(texts(&batches), ["1", "2"]);
+    let strange = TicketStatementQuery { statement_handle: b"SELECT 1".to_vec().into() };
+    let strange = Ticket::new(strange.as_any().encode_to_vec());
+    assert_eq!(refused(client.do_get(strange).await).0, Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_served_says_so() {
+    let server = TestServer::start().await;
+    let mut client = server.sql().await;
+    let (code, says) = refused(client.execute("SELEC 1".into(), None).await);
+    assert_eq!(code, Code::InvalidArgument, "{says}");
+    let plan = arrow_flight::sql::CommandStatementSubstraitPlan::default();
+    let refusal = client.inner_mut().get_flight_info(message(&plan)).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::Unimplemented);
+    assert!(refusal.message().contains("Substrait"), "{refusal}");
+    let update = CommandStatementUpdate { query: "SELECT 1".into(), transaction_id: None };
+    let refusal = client.inner_mut().get_flight_info(message(&update)).await.unwrap_err();
+    assert!(refusal.code() == Code::Unimplemented && refusal.message().contains("DoPut"), "{refusal}");
+}
