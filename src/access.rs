@@ -73,6 +73,12 @@ impl Patterns {
         self.0.iter().any(|(schema, table)| schema == "*" && table == "*")
     }
 
+    /// Whether some table of that schema may match.
+    fn reaches(&self, schema: &str) -> bool {
+        let schema = schema.to_lowercase();
+        self.0.iter().any(|(of_schema, of_table)| !of_table.is_empty() && is_like(of_schema, &schema))
+    }
+
     fn matches(&self, schema: &str, table: &str) -> bool {
         let (schema, table) = (schema.to_lowercase(), table.to_lowercase());
         self.0.iter().any(|(of_schema, of_table)| is_like(of_schema, &schema) && is_like(of_table, &table))
@@ -165,6 +171,11 @@ impl Rights {
 
     pub fn may_write(&self, schema: &str, table: &str) -> bool {
         self.role >= Role::Writer && self.write.matches(schema, table)
+    }
+
+    /// Whether there may be a table in that schema that they may read.
+    pub fn sees_schema(&self, schema: &str) -> bool {
+        self.read.reaches(schema) || (self.role >= Role::Writer && self.write.reaches(schema))
     }
 
     /// Whether there is no table that they may not read.

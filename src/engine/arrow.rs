@@ -1,40 +1,39 @@
 //! Arrow across the C Data Interface, without copies, and the few types that need a hand.
 //!
-//! DuckDB converts without loss (`arrow_lossless_conversion`), which also turns BOOLEAN into the 8-bit `arrow.bool8`;
-//! those columns become plain bit-packed booleans here, because plain Arrow loses nothing of them.
+//! DuckDB converts without loss (`arrow_lossless_conversion`); `plain` has what becomes another type on the way out.
 
 use std::sync::Arc;
 
 use arrow_array::{
-    Array, ArrayRef, BooleanArray, Int8Array, RecordBatch, RecordBatchOptions, StructArray,
+    Array, RecordBatch, RecordBatchOptions, StructArray,
     ffi::{FFI_ArrowArray, FFI_ArrowSchema, from_ffi_and_data_type, to_ffi},
-    make_array,
 };
-use arrow_schema::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
+use arrow_schema::{DataType, Fields, Schema, SchemaRef};
 
+use super::plain;
 use crate::error::{Error, Result};
 
 /// Field metadata that keeps the DuckDB type where Arrow has no form of its own for it (ENUM, TUPLE).
 pub(super) const DUCKDB_TYPE: &str = "mallard.duckdb_type";
 
-const EXTENSION_NAME: &str = "ARROW:extension:name";
-const BOOL8: &str = "arrow.bool8";
-
 /// How arrays of one result become record batches.
 pub(super) struct Importer {
     raw: DataType,
     schema: SchemaRef,
-    has_bool8: bool,
+    plain: bool,
+    changes: bool,
 }
 
 impl Importer {
-    pub(super) fn new(schema: duckdb::arrow::ArrowSchema) -> Result<Self> {
+    /// `plain` is for clients that read no extension types.
+    pub(super) fn new(schema: duckdb::arrow::ArrowSchema, plain: bool) -> Result<Self> {
         // SAFETY: both are the C Data Interface's ArrowSchema; ownership moves to the arrow-rs type, which releases it.
         let raw = unsafe { std::mem::transmute::<duckdb::ffi::ArrowSchema, FFI_ArrowSchema>(schema.into_raw()) };
         let raw = Schema::try_from(&raw).map_err(|error| Error::Unsupported(error.to_string()))?;
-        let has_bool8 = raw.fields().iter().any(|field| contains_bool8(field));
-        let fields: Fields = raw.fields().iter().map(plain_field).collect();
-        Ok(Self { raw: DataType::Struct(raw.fields().clone()), schema: Arc::new(Schema::new(fields)), has_bool8 })
+        let changes = raw.fields().iter().any(|field| plain::changes(field, plain));
+        let fields: Fields = raw.fields().iter().map(|field| plain::field(field, plain)).collect();
+        let schema = Arc::new(Schema::new(fields));
+        Ok(Self { raw: DataType::Struct(raw.fields().clone()), schema, plain, changes })
     }
 
     pub(super) fn schema(&self) -> SchemaRef {
@@ -67,9 +66,10 @@ impl Importer {
         let rows = StructArray::from(data);
         let length = rows.len();
         let (_, mut columns, _) = rows.into_parts();
-        if self.has_bool8 {
+        if self.changes {
             let Self { raw: DataType::Struct(raw), .. } = self else { unreachable!("built from a schema's fields") };
-            columns = raw.iter().zip(columns).map(|(field, column)| plain_array(field, column)).collect();
+            let changed = raw.iter().zip(columns).map(|(field, column)| plain::array(field, column, self.plain));
+            columns = changed.collect::<Result<_>>()?;
         }
         let options = RecordBatchOptions::new().with_row_count(Some(length));
         RecordBatch::try_new_with_options(self.schema.clone(), columns, &options).map_err(Error::internal)
@@ -96,14 +96,6 @@ pub(super) fn export_schema(schema: &Schema) -> Result<duckdb::arrow::ArrowSchem
     }
 }
 
-fn is_bool8(field: &Field) -> bool {
-    field.metadata().get(EXTENSION_NAME).is_some_and(|name| name == BOOL8)
-}
-
-fn contains_bool8(field: &Field) -> bool {
-    is_bool8(field) || children(field.data_type()).iter().any(|child| contains_bool8(child))
-}
-
 /// ENUM leaves as a dictionary, and TUPLE as a struct of made-up names; neither comes back by itself.
 fn loses_type(data_type: &DataType) -> bool {
     let here = match data_type {
@@ -111,66 +103,5 @@ fn loses_type(data_type: &DataType) -> bool {
         DataType::Struct(fields) => fields.first().is_some_and(|first| first.name() == "element1"),
         _ => false,
     };
-    here || children(data_type).iter().any(|child| loses_type(child.data_type()))
-}
-
-fn children(data_type: &DataType) -> Vec<FieldRef> {
-    match data_type {
-        DataType::List(field)
-        | DataType::LargeList(field)
-        | DataType::ListView(field)
-        | DataType::LargeListView(field)
-        | DataType::FixedSizeList(field, _)
-        | DataType::Map(field, _) => vec![field.clone()],
-        DataType::Struct(fields) => fields.iter().cloned().collect(),
-        DataType::Union(fields, _) => fields.iter().map(|(_, field)| field.clone()).collect(),
-        _ => Vec::new(),
-    }
-}
-
-/// The field with every `arrow.bool8` in it as a plain boolean.
-fn plain_field(field: &FieldRef) -> FieldRef {
-    if !contains_bool8(field) {
-        return field.clone();
-    }
-    let plain = field.as_ref().clone();
-    if is_bool8(field) {
-        let mut metadata = field.metadata().clone();
-        metadata.retain(|key, _| !key.starts_with("ARROW:extension:"));
-        return Arc::new(plain.with_data_type(DataType::Boolean).with_metadata(metadata));
-    }
-    let data_type = match field.data_type() {
-        DataType::List(child) => DataType::List(plain_field(child)),
-        DataType::LargeList(child) => DataType::LargeList(plain_field(child)),
-        DataType::ListView(child) => DataType::ListView(plain_field(child)),
-        DataType::LargeListView(child) => DataType::LargeListView(plain_field(child)),
-        DataType::FixedSizeList(child, size) => DataType::FixedSizeList(plain_field(child), *size),
-        DataType::Map(child, sorted) => DataType::Map(plain_field(child), *sorted),
-        DataType::Struct(fields) => DataType::Struct(fields.iter().map(plain_field).collect()),
-        DataType::Union(fields, mode) => {
-            DataType::Union(fields.iter().map(|(id, child)| (id, plain_field(child))).collect(), *mode)
-        }
-        other => other.clone(),
-    };
-    Arc::new(plain.with_data_type(data_type))
-}
-
-/// The column with every `arrow.bool8` in it as plain booleans.
-fn plain_array(field: &FieldRef, array: ArrayRef) -> ArrayRef {
-    if !contains_bool8(field) {
-        return array;
-    }
-    if is_bool8(field) {
-        let bytes = array.as_any().downcast_ref::<Int8Array>().expect("arrow.bool8 is stored as int8");
-        return Arc::new(BooleanArray::from_unary(bytes, |byte| byte != 0));
-    }
-    let data = array.to_data();
-    let parts = children(field.data_type())
-        .iter()
-        .zip(data.child_data())
-        .map(|(child, part)| plain_array(child, make_array(part.clone())).to_data())
-        .collect();
-    let builder = data.into_builder().data_type(plain_field(field).data_type().clone()).child_data(parts);
-    // SAFETY: only int8 children became booleans of the same length and nulls; offsets and lengths are as DuckDB made them.
-    make_array(unsafe { builder.build_unchecked() })
+    here || plain::children(data_type).iter().any(|child| loses_type(child.data_type()))
 }

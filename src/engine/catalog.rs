@@ -149,20 +149,34 @@ fn plan(shared: &Shared, connection: &Connection, statement: Statement<'static>)
     if !statement::answers_rows(connection, &statement)? {
         return Ok(Plan::Effect);
     }
-    let types = types_of(shared, &bound.schema)?;
-    let mut selected = Vec::new();
-    for (index, duckdb_type) in types.iter().enumerate() {
+    let mut columns = Vec::new();
+    for (index, duckdb_type) in types_of(shared, &bound.schema)?.into_iter().enumerate() {
         let name = bound.schema.name(index).map_err(|error| shared.cause(&error))?;
-        selected.push(format!("NULL::{duckdb_type} AS {}", quote(if name.is_empty() { " " } else { name })));
+        columns.push((name.to_string(), duckdb_type));
     }
-    if selected.is_empty() {
-        return Ok(Plan::Rows(Schema::empty().into()));
+    arrow_schema(shared, connection, &columns, !shared.config.database.lossless_types).map(Plan::Rows)
+}
+
+/// Columns of these names and DuckDB types as Arrow, as a result has them.
+pub(super) fn arrow_schema(
+    shared: &Shared,
+    connection: &Connection,
+    columns: &[(String, String)],
+    plain: bool,
+) -> Result<SchemaRef> {
+    if columns.is_empty() {
+        return Ok(Schema::empty().into());
+    }
+    let (mut selected, mut types) = (Vec::new(), Vec::new());
+    for (name, duckdb_type) in columns {
+        selected.push(format!("NULL::{duckdb_type} AS {}", quote(if name.is_empty() { " " } else { name })));
+        types.push(duckdb_type.clone());
     }
     let empty = format!("SELECT {} LIMIT 0", selected.join(", "));
     let result = connection.arrow_query(empty, Parameters::None, None).map_err(|error| shared.cause(&error))?;
-    let mut importer = Importer::new(result.schema().map_err(|error| shared.cause(&error))?)?;
+    let mut importer = Importer::new(result.schema().map_err(|error| shared.cause(&error))?, plain)?;
     importer.annotate(&types);
-    Ok(Plan::Rows(importer.schema()))
+    Ok(importer.schema())
 }
 
 /// DuckDB's types of a statement's columns, as text.

@@ -127,7 +127,8 @@ pub(super) fn options(database: &Database) -> Vec<(&'static str, String)> {
         ("allow_persistent_secrets", "false".into()),
         ("allow_unredacted_secrets", "false".into()),
         // Types that plain Arrow loses leave as extension types (see engine/arrow.rs).
-        ("arrow_lossless_conversion", database.lossless_types.to_string()),
+        // What is plain is made so on the way out, for each client.
+        ("arrow_lossless_conversion", "true".to_string()),
         ("threads", threads.to_string()),
         ("memory_limit", duckdb_size(memory_limit)),
         ("temp_directory", temp_directory),

@@ -288,7 +288,7 @@ fn stream(
         answer.shape = Shape::Changed;
         return answer.batch(shared, row);
     }
-    let mut importer = Importer::new(result.schema().map_err(cause)?)?;
+    let mut importer = Importer::new(result.schema().map_err(cause)?, !shared.config.database.lossless_types)?;
     if importer.loses_types() {
         let types = super::catalog::column_types(shared, statement)?;
         importer.annotate(&types);

@@ -144,18 +144,20 @@ pub(super) fn rows(
 ) -> Result<Vec<Vec<String>>> {
     use arrow_array::{Array, cast::AsArray};
     let mut result = connection.arrow_query(sql, parameters, None).map_err(cause)?;
-    let importer = Importer::new(result.schema().map_err(cause)?)?;
+    let importer = Importer::new(result.schema().map_err(cause)?, false)?;
     let mut rows = Vec::new();
     while let Some(array) = result.next_array().map_err(cause)? {
         let batch = importer.batch(array)?;
+        let mut texts = Vec::with_capacity(batch.num_columns());
+        for column in batch.columns() {
+            texts.push(arrow_cast::cast(column, &arrow_schema::DataType::Utf8).map_err(Error::internal)?);
+        }
         for row in 0..batch.num_rows() {
-            let mut values = Vec::with_capacity(batch.num_columns());
-            for column in batch.columns() {
-                let text = arrow_cast::cast(column, &arrow_schema::DataType::Utf8).map_err(Error::internal)?;
+            let value = |text: &arrow_array::ArrayRef| {
                 let text = text.as_string::<i32>();
-                values.push(if text.is_null(row) { String::new() } else { text.value(row).to_string() });
-            }
-            rows.push(values);
+                if text.is_null(row) { String::new() } else { text.value(row).to_string() }
+            };
+            rows.push(texts.iter().map(value).collect());
         }
     }
     Ok(rows)

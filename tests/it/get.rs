@@ -55,13 +55,79 @@ async fn every_type_makes_the_round_trip() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn plain_types_are_there_for_clients_that_read_no_extensions() {
+async fn plain_types_are_value_for_value_what_duckdb_writes() {
+    use arrow_schema::{DataType, IntervalUnit, TimeUnit};
     let mut config = test_config();
     config.database.lossless_types = false;
     let server = TestServer::with(config).await;
     let client = server.client().await;
-    let sql = "SELECT sum(range) AS total, 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'::UUID AS id FROM range(10)";
-    assert_eq!(row(&client, sql).await, ["45", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"]);
+    let text = || DataType::Utf8;
+    let whole = DataType::Decimal128(38, 0);
+    for (value, data_type, expected) in [
+        ("true", DataType::Boolean, "true"),
+        ("12.34::DECIMAL(10, 2)", DataType::Decimal128(10, 2), "12.34"),
+        ("-99999999999999999999999999999999999999::HUGEINT", whole.clone(), "-99999999999999999999999999999999999999"),
+        ("sum(1)", whole.clone(), "1"),
+        ("99999999999999999999999999999999999999::UHUGEINT", whole, "99999999999999999999999999999999999999"),
+        ("'A0EEBC99-9c0b-4ef8-bb6d-6bb9bd380a11'::UUID", text(), "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"),
+        ("'10101010101'::BIT", text(), "10101010101"),
+        ("'sad'::ENUM ('happy', 'sad')", text(), "sad"),
+        ("'{\"a\": [1]}'::JSON", text(), "{\"a\": [1]}"),
+        (
+            "-123456789012345678901234567890123456789012345678901234567890::BIGNUM",
+            text(),
+            "-123456789012345678901234567890123456789012345678901234567890",
+        ),
+        ("0::BIGNUM", text(), "0"),
+        ("'1000000000000000000'::BIGNUM", text(), "1000000000000000000"),
+        ("'23:59:59.5+15:59:59'::TIMETZ", text(), "23:59:59.5+15:59:59"),
+        ("'00:00:00-03:30'::TIMETZ", text(), "00:00:00-03:30"),
+        ("'01:02:03+02'::TIMETZ", text(), "01:02:03+02"),
+        (
+            "INTERVAL '14 months 3 days 5 seconds'",
+            DataType::Interval(IntervalUnit::MonthDayNano),
+            "14 mons 3 days 5.000000000 secs",
+        ),
+        (
+            "TIMESTAMP_NS '2024-02-29 12:00:00.123456789'",
+            DataType::Timestamp(TimeUnit::Nanosecond, None),
+            "2024-02-29T12:00:00.123456789",
+        ),
+    ] {
+        // Among others that are NULL, and inside of lists, structs and maps.
+        let sql =
+            format!("SELECT {value} AS v, [NULL, {value}] AS l, {{'x': {value}}} AS s, MAP {{'k': {value}}} AS m");
+        let answer = client.query(&sql).await.unwrap_or_else(|error| panic!("{value}: {error}"));
+        let schema = answer.schema();
+        assert_eq!(schema.field(0).data_type(), &data_type, "{value}");
+        let extensions = format!("{schema:?}").matches("ARROW:extension").count();
+        assert_eq!(extensions, 0, "{value}: {schema:?}");
+        let batches = collect(answer).await.unwrap();
+        let shown = |array: &dyn Array, row| arrow_cast::display::array_value_to_string(array, row).unwrap();
+        assert_eq!(shown(batches[0].column(0), 0), expected, "{value}");
+        let list = batches[0].column(1).as_list::<i32>().value(0);
+        assert!(list.is_null(0) && shown(&list, 1) == expected, "{value} in a list");
+        assert_eq!(shown(batches[0].column(2).as_struct().column(0), 0), expected, "{value} in a struct");
+        assert_eq!(shown(batches[0].column(3).as_map().values(), 0), expected, "{value} in a map");
+        // What is told before is what comes.
+        let told: arrow_schema::Schema =
+            client.info(arrow_flight::FlightDescriptor::new_cmd(sql)).await.unwrap().try_decode_schema().unwrap();
+        assert_eq!(told, *schema, "{value}");
+    }
+    let zoned = client.query("SELECT TIMESTAMPTZ '2024-02-29 12:00:00+02' AS v").await.unwrap();
+    assert!(matches!(zoned.schema().field(0).data_type(), DataType::Timestamp(TimeUnit::Microsecond, Some(_))));
+    // What does not fit is an error, and never another number.
+    for value in
+        ["340282366920938463463374607431768211455::UHUGEINT", "(-170141183460469231731687303715884105727)::HUGEINT"]
+    {
+        let sql = format!("SELECT {value} AS v");
+        let outcome = match client.query(&sql).await {
+            Ok(answer) => collect(answer).await.map(drop),
+            Err(error) => Err(error),
+        };
+        let error = outcome.expect_err(value).to_string();
+        assert!(error.contains("column \"v\"") && error.contains("38 digits"), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

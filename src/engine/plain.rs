@@ -1,0 +1,267 @@
+//! The form in which results leave: what every client reads, or DuckDB's types without loss.
+//!
+//! DuckDB converts to Arrow without loss, with Arrow's extension types. BOOLEAN becomes the 8-bit `arrow.bool8` on the
+//! way, and leaves as plain bits in both forms, because nothing is lost. In the plain form, for clients that know no
+//! extension types, HUGEINT and UHUGEINT leave as decimals, ENUM as its texts, and UUID, BIT, BIGNUM and TIME WITH TIME
+//! ZONE as DuckDB writes them. DuckDB has a setting for something like it, which is the whole database's, turns
+//! UHUGEINT above 2^127 into negative numbers and forgets the zones of times.
+
+use std::sync::Arc;
+
+use arrow_array::{
+    Array, ArrayRef, BinaryArray, BooleanArray, Decimal128Array, FixedSizeBinaryArray, Int8Array, StringArray,
+    cast::AsArray, make_array,
+};
+use arrow_schema::{DataType, Field, FieldRef};
+
+use crate::error::{Error, Result};
+
+const EXTENSION_NAME: &str = "ARROW:extension:name";
+const EXTENSION_METADATA: &str = "ARROW:extension:metadata";
+
+/// The largest precision of a 128-bit decimal.
+const DIGITS: u8 = 38;
+
+/// A type that leaves in another form.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Special {
+    Bool8,
+    Hugeint,
+    Uhugeint,
+    Uuid,
+    Bit,
+    Bignum,
+    TimeTz,
+    Enum,
+    /// Text, but for its name.
+    Json,
+}
+
+impl Special {
+    /// What a field of DuckDB's is, apart from what is inside of it.
+    fn of(field: &Field, plain: bool) -> Option<Self> {
+        let name = field.metadata().get(EXTENSION_NAME).map(|name| name.to_string());
+        if name.as_deref() == Some("arrow.bool8") {
+            return Some(Self::Bool8);
+        }
+        if !plain {
+            return None;
+        }
+        match (name.as_deref(), field.data_type()) {
+            (Some("arrow.uuid"), DataType::FixedSizeBinary(16)) => Some(Self::Uuid),
+            (Some("arrow.json"), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View) => Some(Self::Json),
+            (Some("arrow.opaque"), storage) => {
+                let told = field.metadata().get(EXTENSION_METADATA)?;
+                let told: serde_json::Value = serde_json::from_str(told).ok()?;
+                match (told.get("type_name")?.as_str()?, storage) {
+                    ("hugeint", DataType::FixedSizeBinary(16)) => Some(Self::Hugeint),
+                    ("uhugeint", DataType::FixedSizeBinary(16)) => Some(Self::Uhugeint),
+                    ("bit", DataType::Binary) => Some(Self::Bit),
+                    ("bignum", DataType::Binary) => Some(Self::Bignum),
+                    ("time_tz", DataType::FixedSizeBinary(8)) => Some(Self::TimeTz),
+                    _ => None,
+                }
+            }
+            (None, DataType::Dictionary(_, values)) if **values == DataType::Utf8 => Some(Self::Enum),
+            _ => None,
+        }
+    }
+
+    fn data_type(self, from: &DataType) -> DataType {
+        match self {
+            Self::Bool8 => DataType::Boolean,
+            Self::Hugeint | Self::Uhugeint => DataType::Decimal128(DIGITS, 0),
+            Self::Json => from.clone(),
+            Self::Uuid | Self::Bit | Self::Bignum | Self::TimeTz | Self::Enum => DataType::Utf8,
+        }
+    }
+
+    fn array(self, array: ArrayRef) -> Result<ArrayRef> {
+        let of = "DuckDB stores the type as its field says";
+        Ok(match self {
+            Self::Bool8 => {
+                let bytes: &Int8Array = array.as_any().downcast_ref().expect(of);
+                Arc::new(BooleanArray::from_unary(bytes, |byte| byte != 0))
+            }
+            Self::Hugeint => decimals(array.as_any().downcast_ref().expect(of), i128::from_le_bytes)?,
+            // Too large for a signed number is too large for the decimal, too.
+            Self::Uhugeint => decimals(array.as_any().downcast_ref().expect(of), |bytes| {
+                i128::try_from(u128::from_le_bytes(bytes)).unwrap_or(i128::MAX)
+            })?,
+            Self::Uuid => texts(array.as_fixed_size_binary(), uuid),
+            Self::TimeTz => texts(array.as_fixed_size_binary(), time_tz),
+            Self::Bit => binary_texts(array.as_binary(), bits),
+            Self::Bignum => binary_texts(array.as_binary(), bignum),
+            Self::Enum => arrow_cast::cast(&array, &DataType::Utf8).map_err(Error::internal)?,
+            Self::Json => array,
+        })
+    }
+}
+
+pub(super) fn changes(field: &Field, plain: bool) -> bool {
+    Special::of(field, plain).is_some() || children(field.data_type()).iter().any(|child| changes(child, plain))
+}
+
+/// The field as it leaves.
+pub(super) fn field(from: &FieldRef, plain: bool) -> FieldRef {
+    if !changes(from, plain) {
+        return from.clone();
+    }
+    let to = from.as_ref().clone();
+    if let Some(special) = Special::of(from, plain) {
+        let mut metadata = from.metadata().clone();
+        metadata.retain(|key, _| !key.starts_with("ARROW:extension:"));
+        return Arc::new(to.with_data_type(special.data_type(from.data_type())).with_metadata(metadata));
+    }
+    let of = |child: &FieldRef| field(child, plain);
+    let data_type = match from.data_type() {
+        DataType::List(child) => DataType::List(of(child)),
+        DataType::LargeList(child) => DataType::LargeList(of(child)),
+        DataType::ListView(child) => DataType::ListView(of(child)),
+        DataType::LargeListView(child) => DataType::LargeListView(of(child)),
+        DataType::FixedSizeList(child, size) => DataType::FixedSizeList(of(child), *size),
+        DataType::Map(child, sorted) => DataType::Map(of(child), *sorted),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(of).collect()),
+        DataType::Union(fields, mode) => {
+            DataType::Union(fields.iter().map(|(id, child)| (id, of(child))).collect(), *mode)
+        }
+        other => other.clone(),
+    };
+    Arc::new(to.with_data_type(data_type))
+}
+
+/// The column as it leaves; `from` is the field that DuckDB gave it.
+pub(super) fn array(from: &FieldRef, column: ArrayRef, plain: bool) -> Result<ArrayRef> {
+    if !changes(from, plain) {
+        return Ok(column);
+    }
+    if let Some(special) = Special::of(from, plain) {
+        return special.array(column).map_err(|error| match error {
+            Error::Sql(what) => Error::Sql(format!("column \"{}\": {what}", from.name())),
+            other => other,
+        });
+    }
+    let data = column.to_data();
+    let mut parts = Vec::new();
+    for (child, part) in children(from.data_type()).iter().zip(data.child_data()) {
+        parts.push(array(child, make_array(part.clone()), plain)?.to_data());
+    }
+    let builder = data.into_builder().data_type(field(from, plain).data_type().clone()).child_data(parts);
+    // SAFETY: children became arrays of the same length and nulls, of the types that `field` names; offsets and lengths
+    // are as DuckDB made them.
+    Ok(make_array(unsafe { builder.build_unchecked() }))
+}
+
+pub(super) fn children(data_type: &DataType) -> Vec<FieldRef> {
+    match data_type {
+        DataType::List(field)
+        | DataType::LargeList(field)
+        | DataType::ListView(field)
+        | DataType::LargeListView(field)
+        | DataType::FixedSizeList(field, _)
+        | DataType::Map(field, _) => vec![field.clone()],
+        DataType::Struct(fields) => fields.iter().cloned().collect(),
+        DataType::Union(fields, _) => fields.iter().map(|(_, field)| field.clone()).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn decimals(values: &FixedSizeBinaryArray, number: fn([u8; 16]) -> i128) -> Result<ArrayRef> {
+    let largest = 10_i128.pow(u32::from(DIGITS)) - 1;
+    let mut decimals = Vec::with_capacity(values.len());
+    for value in values {
+        let Some(bytes) = value else {
+            decimals.push(None);
+            continue;
+        };
+        let value = number(bytes.try_into().expect("16 bytes each"));
+        if value.unsigned_abs() > largest.unsigned_abs() {
+            return Err(Error::Sql(format!(
+                "a number of more than {DIGITS} digits does not fit plain types: cast it to VARCHAR, or ask for lossless types"
+            )));
+        }
+        decimals.push(Some(value));
+    }
+    let decimals = Decimal128Array::from(decimals).with_precision_and_scale(DIGITS, 0).map_err(Error::internal)?;
+    Ok(Arc::new(decimals))
+}
+
+fn texts(values: &FixedSizeBinaryArray, text: fn(&[u8]) -> String) -> ArrayRef {
+    Arc::new(values.iter().map(|value| value.map(text)).collect::<StringArray>())
+}
+
+fn binary_texts(values: &BinaryArray, text: fn(&[u8]) -> String) -> ArrayRef {
+    Arc::new(values.iter().map(|value| value.map(text)).collect::<StringArray>())
+}
+
+fn uuid(bytes: &[u8]) -> String {
+    let hex = |part: &[u8]| part.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    [&bytes[..4], &bytes[4..6], &bytes[6..8], &bytes[8..10], &bytes[10..]].map(hex).join("-")
+}
+
+/// The first byte says how many bits of the second are padding.
+fn bits(bytes: &[u8]) -> String {
+    let Some((padding, bytes)) = bytes.split_first() else { return String::new() };
+    let all = bytes.iter().map(|byte| format!("{byte:08b}")).collect::<String>();
+    all.get(usize::from(*padding)..).unwrap_or_default().to_string()
+}
+
+/// Microseconds in the upper 40 bits, and in the lower 24 how far the zone's offset is below the largest one.
+fn time_tz(bytes: &[u8]) -> String {
+    const LARGEST_OFFSET: i64 = 16 * 3600 - 1;
+    let stored = u64::from_le_bytes(bytes.try_into().expect("8 bytes each"));
+    let (micros, offset) = (stored >> 24, LARGEST_OFFSET - (stored & 0xff_ffff) as i64);
+    let (seconds, fraction) = (micros / 1_000_000, micros % 1_000_000);
+    let mut text = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if fraction > 0 {
+        text.push_str(format!(".{fraction:06}").trim_end_matches('0'));
+    }
+    let (sign, offset) = (if offset < 0 { '-' } else { '+' }, offset.abs());
+    text.push_str(&format!("{sign}{:02}", offset / 3600));
+    if offset % 3600 > 0 {
+        text.push_str(&format!(":{:02}", offset / 60 % 60));
+    }
+    if offset % 60 > 0 {
+        text.push_str(&format!(":{:02}", offset % 60));
+    }
+    text
+}
+
+/// Three bytes of a header, whose first bit is set in numbers that are not negative, then the number's bytes from the
+/// most significant one; of a negative number all bits are inverted.
+fn bignum(bytes: &[u8]) -> String {
+    const GROUP: u64 = 1_000_000_000;
+    let Some((header, digits)) = bytes.split_at_checked(3) else { return String::new() };
+    let negative = header[0] & 0x80 == 0;
+    // Groups of nine decimal digits, from the least significant one.
+    let mut groups: Vec<u64> = vec![0];
+    for byte in digits {
+        let mut carry = u64::from(if negative { !byte } else { *byte });
+        for group in &mut groups {
+            let value = *group * 256 + carry;
+            (*group, carry) = (value % GROUP, value / GROUP);
+        }
+        if carry > 0 {
+            groups.push(carry);
+        }
+    }
+    let (first, rest) = groups.split_last().expect("one group at least");
+    let mut text = format!("{}{first}", if negative { "-" } else { "" });
+    rest.iter().rev().for_each(|group| text.push_str(&format!("{group:09}")));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_those_of_duckdb() {
+        assert_eq!(bits(&[5, 0b1111_1101]), "101");
+        assert_eq!(bits(&[0, 0b1010_1010, 1]), "1010101000000001");
+        assert_eq!(bignum(&[0x80, 0, 1, 1]), "1");
+        assert_eq!(bignum(&[0x7f, 0xff, 0xfe, !1]), "-1");
+        assert_eq!(bignum(&[0x80, 0, 9, 1, 0, 0, 0, 0, 0, 0, 0, 0]), "18446744073709551616");
+        assert_eq!(uuid(&[0x12; 16]), "12121212-1212-1212-1212-121212121212");
+    }
+}
