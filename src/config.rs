@@ -470,7 +470,7 @@ const KEYS: &[Key] = &[
     ),
     key!(
         database.lossless_types,
-        "Whether HUGEINT, UHUGEINT, UUID, BIT, TIMETZ and BIGNUM leave as extension types that lose nothing. If not, they leave as decimal, text, binary and time, which any client reads."
+        "Whether HUGEINT, UHUGEINT, UUID, BIT, TIMETZ and BIGNUM leave as extension types that lose nothing. If not, they and ENUM leave as decimals and text, which any client reads."
     ),
     key!(
         database.batch_rows,

@@ -56,6 +56,7 @@ async fn every_type_makes_the_round_trip() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plain_types_are_value_for_value_what_duckdb_writes() {
+    use arrow_array::Array;
     use arrow_schema::{DataType, IntervalUnit, TimeUnit};
     let mut config = test_config();
     config.database.lossless_types = false;
