@@ -27,6 +27,7 @@ mod jwt;
 mod lifecycle;
 mod limits;
 mod login_flood;
+mod metadata;
 mod process;
 mod put;
 mod reload;

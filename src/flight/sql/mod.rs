@@ -5,8 +5,10 @@
 //! rows run where a client asks for their FlightInfo, because clients like ADBC's do not come back for rows that are none;
 //! the ticket they get in it runs nothing.
 
+mod info;
 mod metadata;
 mod statement;
+mod xdbc;
 
 use std::sync::Arc;
 
@@ -47,7 +49,6 @@ enum Asked {
 }
 
 /// The commands that ask for facts about the database and the server, and run no SQL of the client's.
-#[allow(dead_code, reason = "they are not answered yet")]
 enum Metadata {
     Catalogs(CommandGetCatalogs),
     DbSchemas(CommandGetDbSchemas),
