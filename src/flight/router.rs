@@ -1,10 +1,11 @@
 //! Which RPCs the wire path answers: those that move record batches, unless the call uses gRPC's own compression or the
-//! configuration asks for the standard path. All others, and those, go to tonic's FlightServiceServer.
+//! configuration asks for the standard path, or the client is one of Node's. All others, and those, go to tonic's
+//! FlightServiceServer.
 
 use std::convert::Infallible;
 
 use arrow_flight::{Ticket, flight_service_server::FlightServiceServer};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, header::USER_AGENT};
 use tonic::{Status, body::Body, codec::CompressionEncoding};
 use tower::Service;
 
@@ -44,7 +45,7 @@ impl Router {
 
     pub async fn answer(mut self, request: Request<Body>) -> Result<Response<Body>, Infallible> {
         let standard = if is_compressed(request.headers()) { &mut self.compressing } else { &mut self.standard };
-        if self.only_standard || is_compressed(request.headers()) {
+        if self.only_standard || is_compressed(request.headers()) || is_node(request.headers()) {
             return standard.call(request).await;
         }
         let answered = match request.uri().path().rsplit('/').next() {
@@ -90,4 +91,11 @@ impl Router {
 /// Whether the client compresses its messages.
 fn is_compressed(headers: &HeaderMap) -> bool {
     headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity")
+}
+
+/// Whether the client is gRPC's in JavaScript. Clients over it put headers and bodies together to an IPC stream by
+/// themselves, and those that are there count a header's length without its padding: with the wire path's zeros behind a
+/// header they read the body from the wrong place.
+fn is_node(headers: &HeaderMap) -> bool {
+    headers.get(USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"grpc-node"))
 }
