@@ -259,21 +259,21 @@ pub fn restore(backup: &Path, database: &Path, replace: bool) -> Result<Restored
     let failed = |error: std::io::Error| Error::Io(format!("cannot write {}: {error}", database.display()));
     let partial = beside(database, ".restoring");
     std::fs::copy(backup, &partial).and_then(|_| File::open(&partial)?.sync_all()).map_err(failed)?;
-    let mut kept = None;
-    if there {
-        let (stamp, _) = now();
-        let aside = beside(database, &format!(".before-{stamp}"));
-        // Its log belongs to it, and must not meet the restored one.
-        if log.exists() {
-            std::fs::rename(&log, beside(&aside, ".wal")).map_err(failed)?;
-        }
-        if database.exists() {
-            std::fs::rename(database, &aside).map_err(failed)?;
-        }
-        kept = Some(aside);
+    let directory = database.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let aside = beside(database, &format!(".before-{}", now().0));
+    // A crash leaves what was there, or what is restored; between these and the last step, the log of the one beside the
+    // other, which is refused at the next start.
+    if database.exists() {
+        std::fs::hard_link(database, &aside).or_else(|_| std::fs::copy(database, &aside).map(drop)).map_err(failed)?;
+        sync_directory(directory)?;
     }
     std::fs::rename(&partial, database).map_err(failed)?;
-    sync_directory(database.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    sync_directory(directory)?;
+    if log.exists() {
+        std::fs::rename(&log, beside(&aside, ".wal")).map_err(failed)?;
+        sync_directory(directory)?;
+    }
+    let kept = there.then_some(aside);
     Ok(Restored { tables, compared: expected.is_some(), kept })
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::{
-    process::mallard,
+    process::{Process, mallard},
     support::{TestServer, count, row, run, test_config},
 };
 
@@ -174,4 +174,40 @@ async fn backup_needs_its_directory_and_the_command_shows_what_it_made() {
     let failed = command(&["backup", &server.uri()]).await;
     assert!(failed.status.code() == Some(1) && text(&failed).contains("backup_directory"), "{}", text(&failed));
     assert!(!text(&failed).contains(directory.path().to_str().unwrap()), "no path of the server's: {}", text(&failed));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn crash_in_the_middle_of_a_restore_mixes_no_two_databases() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = {
+        let server = TestServer::with(with_backups(directory.path())).await;
+        run(&server.client().await, "CREATE TABLE t AS SELECT 'of the backup' AS v").await;
+        back_up(&server.client().await).await.unwrap()
+    };
+    let backup = directory.path().join("backups").join(made.last().unwrap()["file"].as_str().unwrap());
+    let db = directory.path().join("other.duckdb");
+    let path = db.to_str().unwrap();
+    let server = Process::serve(&[("MALLARD__DATABASE__PATH", path)]);
+    run(&server.client(None).await, "CREATE TABLE t AS SELECT 'of before' AS v").await;
+    server.kill();
+    let log = directory.path().join("other.duckdb.wal");
+    assert!(log.exists(), "a crash leaves the log");
+    let restored = command(&["restore", backup.to_str().unwrap(), "--db", path, "--force"]).await;
+    assert!(restored.status.success(), "{}", text(&restored));
+    let aside = std::fs::read_dir(directory.path()).unwrap().flatten().map(|entry| entry.path());
+    let aside = aside.into_iter().find(|path| path.to_string_lossy().ends_with(".wal")).expect("it is put aside");
+
+    // As a crash before the last step leaves it.
+    std::fs::rename(&aside, &log).unwrap();
+    let refused = command(&["serve", "--location", "grpc://127.0.0.1:0", "--db", path]).await;
+    assert_eq!(refused.status.code(), Some(65), "{}", text(&refused));
+    std::fs::rename(&log, &aside).unwrap();
+
+    let server = Process::serve(&[("MALLARD__DATABASE__PATH", path)]);
+    assert_eq!(row(&server.client(None).await, "FROM t").await, ["of the backup"]);
+    server.stop();
+    let before = aside.with_extension("");
+    let server = Process::serve(&[("MALLARD__DATABASE__PATH", before.to_str().unwrap())]);
+    assert_eq!(row(&server.client(None).await, "FROM t").await, ["of before"], "nothing of it is lost");
+    server.stop();
 }

@@ -4,7 +4,7 @@
 entry in `servers` overrides. */}}
 {{- define "mallard.server" -}}
 {{- $values := deepCopy (pick .root.Values
-  "replicas" "image" "config" "listenHost" "resources" "memoryLimitPercent" "spill" "persistence" "service" "edge" "ingress" "gateway"
+  "replicas" "image" "config" "listenHost" "resources" "memoryLimitPercent" "spill" "persistence" "backup" "service" "edge" "ingress" "gateway"
   "probes" "terminationGracePeriodSeconds" "podSecurityContext" "securityContext" "podAnnotations" "podLabels" "nodeSelector"
   "tolerations" "antiAffinity" "affinity" "topologySpreadConstraints" "priorityClassName" "podDisruptionBudget" "extraEnv"
   "extraEnvFrom" "extraVolumes" "extraVolumeMounts" "extraContainers" "extraInitContainers") }}
@@ -61,13 +61,36 @@ entry in `servers` overrides. */}}
 {{- end }}
 {{- end }}
 
+{{/* A value as TOML has it, maps as inline tables. */}}
+{{- define "mallard.toml.value" -}}
+{{- if kindIs "map" . }}
+{{- $pairs := list }}
+{{- range $key, $value := . }}
+{{- $pairs = append $pairs (printf "%s = %s" (toJson $key) (include "mallard.toml.value" $value)) }}
+{{- end }}
+{{- printf "{%s}" (join ", " $pairs) }}
+{{- else if kindIs "slice" . }}
+{{- $items := list }}
+{{- range . }}
+{{- $items = append $items (include "mallard.toml.value" .) }}
+{{- end }}
+{{- printf "[%s]" (join ", " $items) }}
+{{- else if kindIs "string" . }}
+{{- toJson . }}
+{{- else if kindIs "bool" . }}
+{{- . }}
+{{- else }}
+{{- int64 . }}
+{{- end }}
+{{- end }}
+
 {{/* mallard.toml of one server. toToml would write whole numbers as 16.0. */}}
 {{- define "mallard.server.toml" -}}
 {{- range $section, $keys := .values.config }}
 {{- if $keys }}
 [{{ $section }}]
 {{- range $key, $value := $keys }}
-{{ $key }} = {{ if kindIs "string" $value }}{{ toJson $value }}{{ else if kindIs "bool" $value }}{{ $value }}{{ else }}{{ int64 $value }}{{ end }}
+{{ $key }} = {{ include "mallard.toml.value" $value }}
 {{- end }}
 {{ end }}
 {{- end }}

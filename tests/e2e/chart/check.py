@@ -262,6 +262,7 @@ OTHER = {
     "service.loadBalancerSourceRanges": ["10.3.0.0/16"],
     "service.externalTrafficPolicy": "Cluster",
     "edge.host": "{{ .server }}.example.org",
+    "backup.existingClaim": "backups-{{ .server }}",
     "edge.tls.certificate.issuerRef.group": "example.com",
     "edge.tls.certificate.issuerRef.kind": "Issuer",
     "edge.tls.certificate.issuerRef.name": "other",
@@ -402,7 +403,7 @@ def schema_fits_values(schema):
 
 def configuration_keys():
     """Keys of config/mallard.toml, also those that are commented out for being secret."""
-    found, section = {"auth.roles"}, ""
+    found, section = {"auth.roles", "jwt.roles"}, ""
     for line in (ROOT / "config/mallard.toml").read_text().splitlines():
         if match := re.fullmatch(r"\[(\w+)\]", line):
             section = match[1]
