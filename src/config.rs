@@ -43,6 +43,7 @@ pub struct Config {
     pub jwt: Jwt,
     pub audit: Audit,
     pub tls: Tls,
+    pub session: Session,
     pub limits: Limits,
     pub wire: Wire,
     pub log: Log,
@@ -228,6 +229,21 @@ pub struct Tls {
     pub peer_ca: Option<PathBuf>,
 }
 
+/// What clients keep between calls.
+#[derive(Debug, Clone)]
+pub struct Session {
+    pub idle_timeout: Span,
+    pub transaction_timeout: Span,
+    pub wait: Span,
+    pub sessions: usize,
+    pub sessions_per_user: usize,
+    pub transactions: usize,
+    pub transactions_per_user: usize,
+    pub prepared_statements: usize,
+    pub prepared_statements_per_user: usize,
+    pub parameters_size: Size,
+}
+
 #[derive(Debug, Clone)]
 pub struct Limits {
     pub queries: usize,
@@ -331,6 +347,18 @@ impl Default for Config {
             jwt: Jwt::default(),
             audit: Audit::default(),
             tls: Tls::default(),
+            session: Session {
+                idle_timeout: Span(Duration::from_secs(1800)),
+                transaction_timeout: Span(Duration::from_secs(300)),
+                wait: Span(Duration::from_secs(10)),
+                sessions: 1024,
+                sessions_per_user: 128,
+                transactions: 128,
+                transactions_per_user: 32,
+                prepared_statements: 8192,
+                prepared_statements_per_user: 1024,
+                parameters_size: Size::mib(64),
+            },
             limits: Limits {
                 queries: 16,
                 queries_per_user: 12,
@@ -568,6 +596,25 @@ const KEYS: &[Key] = &[
         tls.peer_ca,
         "PEM file of the CAs that transfers from grpc+tls:// trust, in place of the system's. Read for each transfer."
     ),
+    key!(
+        session.idle_timeout,
+        "How long what a client keeps between calls (settings, temporary tables, prepared statements) may go unused before it is freed."
+    ),
+    key!(
+        session.transaction_timeout,
+        "How long an open transaction may stand without a statement before it is rolled back: it holds what others wait for."
+    ),
+    key!(
+        session.wait,
+        "How long a statement waits for the one before it in the same transaction or session, rows included: one runs at a time there."
+    ),
+    key!(session.sessions, "Sessions that keep something between calls, in all."),
+    key!(session.sessions_per_user, "The same of one user."),
+    key!(session.transactions, "Transactions that may be open between calls, in all."),
+    key!(session.transactions_per_user, "The same of one user."),
+    key!(session.prepared_statements, "Prepared statements that are kept, in all."),
+    key!(session.prepared_statements_per_user, "The same of one user."),
+    key!(session.parameters_size, "What the values bound to one prepared statement may take in memory."),
     key!(limits.queries, "Statements that run at once, each on an engine thread with its own connection."),
     key!(
         limits.queries_per_user,

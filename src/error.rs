@@ -49,6 +49,9 @@ pub enum Error {
     /// Another transaction was in the way; the same write may succeed when repeated.
     #[error("{0}")]
     Conflict(String),
+    /// The transaction or the session is in no state for it.
+    #[error("{0}")]
+    State(String),
     /// A ticket that is good for one use was used already.
     #[error("{0}")]
     Spent(String),
@@ -112,7 +115,7 @@ impl Error {
             Self::Limit { .. } => Code::ResourceExhausted,
             Self::Timeout(_) | Self::Stalled(_) => Code::DeadlineExceeded,
             Self::Cancelled | Self::Killed(_) => Code::Cancelled,
-            Self::Constraint(_) | Self::Spent(_) => Code::FailedPrecondition,
+            Self::Constraint(_) | Self::Spent(_) | Self::State(_) => Code::FailedPrecondition,
             Self::Conflict(_) | Self::Unverified(_) | Self::Abandoned(_) => Code::Aborted,
             Self::Draining | Self::Starting | Self::Unreachable(_) => Code::Unavailable,
             Self::Unsupported(_) => Code::Unimplemented,

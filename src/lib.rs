@@ -18,6 +18,7 @@
 //! | 2 | [`reload`] | files that are read again while the server runs |
 //! | 2 | [`auth`] | users, tokens, and the layer that turns a header into an identity |
 //! | 3 | [`exchange`] | named functions from a stream to a stream |
+//! | 3 | [`session`] | what clients keep between calls: transactions, prepared statements, settings |
 //! | 3 | [`client`] | the Flight client of the command line, the demo and transfers |
 //! | 4 | [`transfer`] | one server pulls from another |
 //! | 5 | [`flight`] | the ten RPCs |
@@ -49,6 +50,8 @@ pub mod reload;
 pub mod auth;
 
 pub mod exchange;
+
+pub mod session;
 
 pub mod client;
 

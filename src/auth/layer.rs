@@ -10,7 +10,10 @@ use std::{
 
 use base64::Engine as _;
 use futures::future::BoxFuture;
-use http::{HeaderMap, HeaderValue, Request, Response, header::AUTHORIZATION};
+use http::{
+    HeaderMap, HeaderValue, Request, Response,
+    header::{AUTHORIZATION, COOKIE},
+};
 use http_body_util::BodyExt;
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -86,6 +89,7 @@ where
             if let Some(call) = call {
                 identity.rights = call.set_caller(identity.rights);
             }
+            identity.cookie = cookie(request.headers());
             request.extensions_mut().insert(identity);
             let mut response = inner.call(request).await?;
             if let Some(value) = issued.and_then(|token| bearer(&token)) {
@@ -118,6 +122,15 @@ fn credentials(headers: &HeaderMap) -> Option<String> {
     }
     let token = BASE64.decode(headers.get(HANDSHAKE_TOKEN)?).ok()?;
     Some(format!("Bearer {}", String::from_utf8(token).ok()?))
+}
+
+/// The name of the cookie that stands for a session (Flight.proto).
+pub const SESSION_COOKIE: &str = "arrow_flight_session_id";
+
+fn cookie(headers: &HeaderMap) -> Option<String> {
+    let cookies = headers.get_all(COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
+    let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(name, _)| *name == SESSION_COOKIE).map(|(_, value)| value.trim_matches('"').to_string())
 }
 
 /// The header that carries a token, hidden from logs.

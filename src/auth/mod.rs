@@ -26,7 +26,7 @@ use base64::{
 use jsonwebtoken::Algorithm;
 
 pub use certificate::ClientCertificate;
-pub use layer::AuthLayer;
+pub use layer::{AuthLayer, SESSION_COOKIE};
 pub use password::hash_password;
 pub use token::{Place, Session, TicketClaims};
 
@@ -52,11 +52,13 @@ pub struct Identity {
     pub rights: Arc<Rights>,
     /// Where a login of ours began one.
     pub session: Option<Session>,
+    /// The session that a cookie of the call names, whoever made it up.
+    pub cookie: Option<String>,
 }
 
 impl From<Arc<Rights>> for Identity {
     fn from(rights: Arc<Rights>) -> Self {
-        Self { user: rights.user.clone(), rights, session: None }
+        Self { user: rights.user.clone(), rights, session: None, cookie: None }
     }
 }
 

@@ -40,8 +40,17 @@ impl Importer {
         self.schema.clone()
     }
 
+    /// Whether arrays that the other one is for are this one's, too.
+    pub(super) fn takes(&self, other: &Self) -> bool {
+        self.raw == other.raw
+    }
+
     /// Notes DuckDB's type of a column in its field, where Arrow alone would lose it.
     pub(super) fn annotate(&mut self, types: &[String]) {
+        // Where they are not known, nothing is noted.
+        if types.len() != self.schema.fields().len() {
+            return;
+        }
         let annotated = self.schema.fields().iter().zip(types).map(|(field, duckdb_type)| {
             if !loses_type(field.data_type()) {
                 return field.clone();

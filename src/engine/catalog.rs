@@ -3,9 +3,20 @@
 use std::sync::Arc;
 
 use arrow_schema::{Schema, SchemaRef};
-use duckdb::{Parameters, connection::Connection, qualified_name::QualifiedName, statement::Statement};
+use duckdb::{
+    Parameters, connection::Connection, qualified_name::QualifiedName, query_result::StatementType,
+    statement::Statement,
+};
 
-use super::{Engine, Shared, arrow::Importer, error::discreet, guard, query::status_schema, statement};
+use super::{
+    Engine, Shared,
+    arrow::Importer,
+    binding::Values,
+    error::discreet,
+    guard, line,
+    query::{Ask, status_schema},
+    statement,
+};
 use crate::{
     access::Rights,
     error::{Error, Result},
@@ -59,31 +70,51 @@ pub fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// What a statement would answer.
-pub enum Plan {
-    Rows(SchemaRef),
-    /// None of its own: it is run for its effect.
-    Effect,
+/// What a statement would answer, and what it needs.
+pub struct Plan {
+    /// The columns of its rows; none where it is run for its effect.
+    pub rows: Option<SchemaRef>,
+    /// Its parameters by name, `1` for `$1` or the first `?`. Those whose type DuckDB cannot tell are texts.
+    pub parameters: SchemaRef,
 }
 
 impl Engine {
     /// The schema that [`Engine::query`] would answer with; the statement is planned and not run.
     pub async fn schema(&self, rights: &Arc<Rights>, sql: &str) -> Result<SchemaRef> {
-        Ok(match self.plan(rights, sql).await? {
-            Plan::Rows(schema) => schema,
-            Plan::Effect => status_schema(),
-        })
+        let ask = Ask { sql: sql.to_string(), ..Ask::default() };
+        Ok(self.plan(rights, &ask).await?.rows.unwrap_or_else(status_schema))
     }
 
     /// What the statement would answer; it is planned and not run.
-    pub async fn plan(&self, rights: &Arc<Rights>, sql: &str) -> Result<Plan> {
-        statement::check_text(&self.shared, sql)?;
-        let (user, rights, sql) = (rights, rights.clone(), sql.to_string());
-        self.call(user, move |shared, connection| {
-            let statement = guard::admit(shared, connection, &sql, &rights)?;
-            plan(shared, connection, statement).map_err(|error| discreet(error, &rights))
-        })
-        .await
+    pub async fn plan(&self, rights: &Arc<Rights>, ask: &Ask) -> Result<Plan> {
+        let Ask { sql, line, settings, bound } = ask.clone();
+        statement::check_text(&self.shared, &sql)?;
+        let values = bound.map(|bound| self.values(&bound.first()));
+        let caller = rights.clone();
+        let moved = settings.moves_names();
+        let plain = settings.plain(&self.shared);
+        let work = move |shared: &Shared, connection: &Connection, moved: bool| {
+            let statement = guard::admit(shared, connection, &sql, &caller)?;
+            guard::check_names(&caller, moved)?;
+            plan(shared, connection, &statement, values.as_ref(), plain).map_err(|error| discreet(error, &caller))
+        };
+        match line {
+            None => {
+                self.call(rights, move |shared, connection| {
+                    line::apply(shared, connection, &settings)?;
+                    work(shared, connection, moved)
+                })
+                .await
+            }
+            Some(line) => {
+                self.call_on_line(rights, &line, move |shared, kept| {
+                    kept.apply(shared, &settings)?;
+                    let moved = moved || kept.moved;
+                    work(shared, kept.connection(shared)?, moved)
+                })
+                .await
+            }
+        }
     }
 
     /// The tables and views that the caller may read and whose `schema.table` matches the glob.
@@ -107,9 +138,8 @@ impl Engine {
                     continue;
                 }
                 let statement = statement::parse(shared, connection, &format!("SELECT * FROM {}", name.sql()))?;
-                match plan(shared, connection, statement) {
-                    Ok(Plan::Rows(schema)) => tables.push((name, schema)),
-                    Ok(Plan::Effect) => return Err(Error::internal("a SELECT of ours answers no rows")),
+                match rows_of(shared, connection, &statement) {
+                    Ok(schema) => tables.push((name, schema)),
                     // A view over something that is gone cannot be read, and the others can.
                     Err(Error::NotFound(_) | Error::Sql(_)) => {}
                     Err(error) => return Err(error),
@@ -143,18 +173,72 @@ impl Engine {
     }
 }
 
-/// The answer's schema: DuckDB binds the statement, and an empty query of the same types shows them as Arrow.
-fn plan(shared: &Shared, connection: &Connection, statement: Statement<'static>) -> Result<Plan> {
-    let bound = statement.bind(connection).map_err(|error| shared.cause(&error))?;
-    if !statement::answers_rows(connection, &statement)? {
-        return Ok(Plan::Effect);
+/// DuckDB's word where parameters without values leave a type open.
+const UNKNOWN: &str = "UNKNOWN";
+
+/// With `values`, the types of the answer are those that the first row of them leads to.
+pub(super) fn plan(
+    shared: &Shared,
+    connection: &Connection,
+    statement: &Statement<'_>,
+    values: Option<&Values>,
+    plain: bool,
+) -> Result<Plan> {
+    let cause = |error: duckdb::Error| shared.cause(&error);
+    let bound = statement.bind(connection).map_err(cause)?;
+    let parameters = match bound.parameters.is_empty().map_err(cause)? {
+        true => Arc::new(Schema::empty()),
+        false => as_arrow(shared, connection, &bound.parameters, plain)?,
+    };
+    if !statement::answers_rows(connection, statement)? {
+        return Ok(Plan { rows: None, parameters });
     }
+    let open = types_of(shared, &bound.schema)?.iter().any(|name| name == UNKNOWN);
+    let started = match values.filter(|values| values.rows() > 0) {
+        // Started and dropped, a change would be undone, and with it all of its transaction.
+        Some(values) if open || statement::kind(statement)? == StatementType::Select => {
+            let others = shared.connect()?;
+            let mut schema = None;
+            values.each(shared, &others, statement, |parameters| {
+                let result = statement.arrow_query(connection, parameters, None).map_err(cause)?;
+                let mut importer = Importer::new(result.schema().map_err(cause)?, plain)?;
+                if importer.loses_types() && !open {
+                    importer.annotate(&types_of(shared, &bound.schema)?);
+                }
+                schema = Some(importer.schema());
+                Ok(())
+            })?;
+            schema
+        }
+        _ => None,
+    };
+    let rows = match started {
+        Some(schema) => schema,
+        None => as_arrow(shared, connection, &bound.schema, plain)?,
+    };
+    Ok(Plan { rows: Some(rows), parameters })
+}
+
+/// The schema of a query of ours.
+fn rows_of(shared: &Shared, connection: &Connection, statement: &Statement<'_>) -> Result<SchemaRef> {
+    let bound = statement.bind(connection).map_err(|error| shared.cause(&error))?;
+    as_arrow(shared, connection, &bound.schema, !shared.config.database.lossless_types)
+}
+
+/// Columns of the statement's as Arrow. A type that parameters leave open is shown as a text.
+fn as_arrow(
+    shared: &Shared,
+    connection: &Connection,
+    schema: &duckdb::schema::Schema,
+    plain: bool,
+) -> Result<SchemaRef> {
     let mut columns = Vec::new();
-    for (index, duckdb_type) in types_of(shared, &bound.schema)?.into_iter().enumerate() {
-        let name = bound.schema.name(index).map_err(|error| shared.cause(&error))?;
+    for (index, duckdb_type) in types_of(shared, schema)?.into_iter().enumerate() {
+        let name = schema.name(index).map_err(|error| shared.cause(&error))?;
+        let duckdb_type = if duckdb_type == UNKNOWN { "VARCHAR".to_string() } else { duckdb_type };
         columns.push((name.to_string(), duckdb_type));
     }
-    arrow_schema(shared, connection, &columns, !shared.config.database.lossless_types).map(Plan::Rows)
+    arrow_schema(shared, connection, &columns, plain)
 }
 
 /// Columns of these names and DuckDB types as Arrow, as a result has them.
@@ -177,6 +261,13 @@ pub(super) fn arrow_schema(
     let mut importer = Importer::new(result.schema().map_err(|error| shared.cause(&error))?, plain)?;
     importer.annotate(&types);
     Ok(importer.schema())
+}
+
+/// DuckDB's types of a statement's columns, as text; none where parameters leave one open.
+pub(super) fn bound_types(shared: &Shared, connection: &Connection, statement: &Statement<'_>) -> Result<Vec<String>> {
+    let bound = statement.bind(connection).map_err(|error| shared.cause(&error))?;
+    let types = types_of(shared, &bound.schema)?;
+    Ok(if types.iter().any(|name| name == UNKNOWN) { Vec::new() } else { types })
 }
 
 /// DuckDB's types of a statement's columns, as text.

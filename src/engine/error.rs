@@ -52,6 +52,14 @@ impl Redact {
             Code::DatabaseConstraint => Error::Constraint(message),
             // A full disk fails a commit; the same write does not succeed when repeated.
             Code::DatabaseTransaction if NO_ROOM.iter().any(|words| lower.contains(words)) => Error::Io(message),
+            // What is said of every further statement, or of one that has no place there.
+            Code::DatabaseTransaction
+                if ["current transaction is aborted", "no transaction is active", "within a transaction"]
+                    .iter()
+                    .any(|words| lower.contains(words)) =>
+            {
+                Error::State(message)
+            }
             Code::DatabaseTransaction => Error::Conflict(message),
             Code::DatabaseCatalog if lower.contains("does not exist") => Error::NotFound(message),
             Code::DatabaseCatalog if lower.contains("already exists") => Error::Exists(message),

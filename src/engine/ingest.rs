@@ -15,6 +15,7 @@ use super::{
     catalog::{TableName, quote},
     columns::{self, Column},
     guard,
+    line::{Line, Place, Settings},
     pool::{Cancel, CancelOnDrop},
     source::{Sharing, Source},
 };
@@ -33,6 +34,28 @@ pub enum Mode {
     Create,
     /// Create it in place of a table of that name.
     Replace,
+    /// Append to it; a table that is missing is an error.
+    Append,
+    /// Create it in place of one that has to be there.
+    ReplaceExisting,
+}
+
+/// Where a stream goes.
+#[derive(Clone)]
+pub struct Target {
+    pub table: TableName,
+    pub mode: Mode,
+    /// A table of the line's session alone.
+    pub temporary: bool,
+    /// Whose transaction it becomes a part of, where one is open; on a connection of its own where there is none.
+    pub line: Option<Line>,
+    pub settings: Settings,
+}
+
+impl Target {
+    pub fn new(table: &TableName, mode: Mode) -> Self {
+        Self { table: table.clone(), mode, temporary: false, line: None, settings: Settings::default() }
+    }
 }
 
 /// Row count and an order-independent hash of rows: the sum of DuckDB's hash of each row.
@@ -96,6 +119,19 @@ impl Engine {
         input: RecordBatchStream,
         verify: bool,
     ) -> Result<Staged> {
+        self.ingest_into(rights, Target::new(table, mode), input, verify).await
+    }
+
+    /// The same into any target. Where that has a transaction already, committing what is staged leaves it open, and a
+    /// failure aborts all of it: DuckDB cannot take back a part.
+    pub async fn ingest_into(
+        &self,
+        rights: &Arc<Rights>,
+        target: Target,
+        input: RecordBatchStream,
+        verify: bool,
+    ) -> Result<Staged> {
+        let table = &target.table;
         let schema = input.schema();
         if schema.fields().is_empty() {
             return Err(Error::invalid("the stream has no columns; a table needs at least one"));
@@ -103,10 +139,12 @@ impl Engine {
         rights.require(Role::Writer, "storing rows")?;
         let seen = self.shared.see(rights, &format!("INGEST {table}"));
         seen.identify_ingest(&table.parts().join("."));
-        let slot = seen
-            .unless_killed(self.pool.slot(rights))
-            .await
-            .inspect_err(|error| seen.end::<()>(&Err(error.clone())))?;
+        let room = async {
+            let place = Place::take(target.line.as_ref(), &self.shared).await?;
+            Ok((place, self.pool.slot(rights).await?))
+        };
+        let (mut place, slot) =
+            seen.unless_killed(room).await.inspect_err(|error| seen.end::<()>(&Err(error.clone())))?;
         seen.start();
         let (cancel, guard) = self.pool.begin();
         seen.runs(&cancel);
@@ -118,12 +156,17 @@ impl Engine {
         let (decision, decided) = oneshot::channel();
         let (outcome, done) = oneshot::channel();
         let (shared, failed) = (self.shared.clone(), source.failure.clone());
-        let (table, rights) = (table.clone(), rights.clone());
+        let rights = rights.clone();
         self.pool.run(slot, move || {
-            let work = Work { shared: &shared, rights, source, schema, table, mode, verify };
-            let finished = work.run(&cancel, report, decided).map_err(|error| failed.or(error));
+            place.runs(&cancel);
+            let work = Work { shared: &shared, rights, source, schema, target, verify };
+            let finished = work.run(&mut place, &cancel, report, decided).map_err(|error| failed.or(error));
+            let finished = shared.finish(&cancel, &seen, finished);
+            // The connection may be another statement's next.
+            cancel.disarm();
+            drop(place);
             // A receiver that is gone needs no answer.
-            let _ = outcome.send(shared.finish(&cancel, &seen, finished));
+            let _ = outcome.send(finished);
         });
 
         let bytes = Arc::new(AtomicU64::new(0));
@@ -156,47 +199,66 @@ struct Work<'a> {
     rights: Arc<Rights>,
     source: Source,
     schema: SchemaRef,
-    table: TableName,
-    mode: Mode,
+    target: Target,
     verify: bool,
 }
 
 impl Work<'_> {
-    fn run(self, cancel: &Cancel, report: oneshot::Sender<Report>, decided: oneshot::Receiver<()>) -> Result<()> {
-        let connection = self.shared.connect()?;
+    fn run(
+        self,
+        place: &mut Place,
+        cancel: &Cancel,
+        report: oneshot::Sender<Report>,
+        decided: oneshot::Receiver<()>,
+    ) -> Result<()> {
+        place.connect(self.shared, &self.target.settings)?;
+        let (connection, joins) = (place.connection()?, place.in_transaction());
         cancel.arm(connection.interrupt_handle())?;
-        guard::may_write(&self.rights, &self.table, self.shared.database_name(&connection)?)?;
-        self.shared.execute(&connection, "BEGIN TRANSACTION")?;
-        let staged = self.stage(&connection, cancel).and_then(|staged| {
+        guard::check_names(&self.rights, place.is_moved() || self.target.settings.moves_names())?;
+        if !self.target.temporary {
+            guard::may_write(&self.rights, &self.target.table, self.shared.database_name(connection)?)?;
+        }
+        if !joins {
+            self.shared.execute(connection, "BEGIN TRANSACTION")?;
+        }
+        let staged = self.stage(connection, cancel).and_then(|staged| {
             report.send(staged).map_err(|_| Error::Cancelled)?;
             // The sender is dropped without a word when the caller gives up.
             cancel.wait(decided)?.map_err(|_| Error::Cancelled)
         });
         match staged {
-            Ok(()) => self.shared.execute(&connection, "COMMIT").map(|_| ()),
+            Ok(()) if joins => Ok(()),
+            Ok(()) => self.shared.execute(connection, "COMMIT").map(|_| ()),
             Err(error) => {
-                // A failed transaction is rolled back by DuckDB when the connection closes, too.
-                let _ = self.shared.execute(&connection, "ROLLBACK");
+                // A failed transaction is rolled back by DuckDB when the connection closes, too. One that was there before
+                // is only aborted: its client is told so by its next statement, and rolls it back.
+                let end = if joins { "SELECT error('an ingest before has failed')" } else { "ROLLBACK" };
+                let _ = self.shared.execute(connection, end);
                 Err(error)
             }
         }
     }
 
     fn stage(&self, connection: &Connection, cancel: &Cancel) -> Result<Report> {
-        let (shared, table) = (self.shared, self.table.sql());
+        let Target { table: name, mode, temporary, .. } = &self.target;
+        let (shared, table) = (self.shared, name.sql());
         let call = self.source.call();
         let source = shared.bind(connection, &format!("SELECT * FROM {call}"))?;
-        let existing = match self.mode {
-            // Asked as an INSERT: a SELECT would take a table that is missing for a file of its name.
-            Mode::CreateOrAppend => match shared.bind(connection, &format!("INSERT INTO {table} DEFAULT VALUES")) {
-                Ok(_) => Some(shared.bind(connection, &format!("SELECT * FROM {table}"))?),
-                Err(Error::NotFound(_)) => None,
-                Err(error) => return Err(error),
-            },
+        // Asked as an INSERT: a SELECT would take a table that is missing for a file of its name.
+        let there = || match shared.bind(connection, &format!("INSERT INTO {table} DEFAULT VALUES")) {
+            Ok(_) => shared.bind(connection, &format!("SELECT * FROM {table}")).map(Some),
+            Err(Error::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let missing = || Error::NotFound(format!("table {name} does not exist, and is not to be created"));
+        let existing = match mode {
+            Mode::CreateOrAppend => there()?,
+            Mode::Append => Some(there()?.ok_or_else(missing)?),
+            Mode::ReplaceExisting => there()?.ok_or_else(missing).map(|_| None)?,
             Mode::Create | Mode::Replace => None,
         };
         let columns = match &existing {
-            Some(existing) => columns::fitted(shared, &source, existing, &self.table.to_string())?,
+            Some(existing) => columns::fitted(shared, &source, existing, &name.to_string())?,
             None => {
                 let declared: Vec<Option<String>> =
                     self.schema.fields().iter().map(|field| field.metadata().get(DUCKDB_TYPE).cloned()).collect();
@@ -205,7 +267,12 @@ impl Work<'_> {
         };
         let select = select_list(&columns);
         if existing.is_none() {
-            let create = if self.mode == Mode::Replace { "CREATE OR REPLACE TABLE" } else { "CREATE TABLE" };
+            let create = match (mode, temporary) {
+                (Mode::Replace | Mode::ReplaceExisting, false) => "CREATE OR REPLACE TABLE",
+                (Mode::Replace | Mode::ReplaceExisting, true) => "CREATE OR REPLACE TEMP TABLE",
+                (_, false) => "CREATE TABLE",
+                (_, true) => "CREATE TEMP TABLE",
+            };
             // Not CREATE TABLE AS .. WITH NO DATA over the stream: with DuckDB 2.0.0 that left an empty first row group,
             // and the rows of a parallel insert in the same transaction lay behind it, where no scan found them.
             let declared: Vec<String> =

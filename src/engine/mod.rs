@@ -3,8 +3,10 @@
 //! It knows no Flight and no gRPC. Every statement has a connection of its own, so that nothing a client sets or
 //! leaves behind meets another client's statement.
 
+mod act;
 mod arrow;
 mod backup;
+mod binding;
 mod catalog;
 mod columns;
 mod error;
@@ -12,6 +14,7 @@ mod files;
 pub mod guard;
 mod hold;
 mod ingest;
+mod line;
 mod metadata;
 mod open;
 mod plain;
@@ -26,19 +29,22 @@ mod verify;
 mod wal;
 
 use std::{
-    sync::{Arc, Mutex, OnceLock, atomic::AtomicU64},
+    sync::{Arc, Mutex, OnceLock, Weak, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
 use duckdb::{Parameters, connection::Connection, instance::Instance};
 use tokio::sync::{oneshot, watch};
 
+pub use act::Act;
 pub use backup::{Manifest, Restored, restore};
+pub use binding::Bound;
 pub use catalog::{Plan, TableName, literal, quote};
 pub use files::FileFormat;
-pub use ingest::{Fingerprint, Mode, Staged};
+pub use ingest::{Fingerprint, Mode, Staged, Target};
+pub use line::{Line, Settings};
 pub use metadata::{KeyTable, ListedColumn, ListedTable, TABLE_TYPES, TableFilter, Vocabulary};
-pub use query::status_schema;
+pub use query::{Ask, status_schema};
 pub use seen::{Kill, RunningStatement};
 pub use verify::{FileState, TableSum, verify};
 
@@ -71,6 +77,8 @@ struct Shared {
     redact: Redact,
     metrics: Metrics,
     statements: Statements,
+    /// Those that are open, and may have gone.
+    lines: Mutex<Vec<Weak<line::Ends>>>,
     last_wal_size: AtomicU64,
     /// Set at open, before a client's statement runs.
     built_ins: OnceLock<Arc<guard::BuiltIns>>,
@@ -232,6 +240,7 @@ impl Engine {
             tracing::warn!("a statement did not stop in time; the database is closed without a checkpoint");
             return;
         }
+        self.close_lines();
         if self.shared.config.database.file().is_some()
             && !self.is_broken()
             && let Ok(connection) = self.shared.connect()

@@ -80,6 +80,7 @@ impl Engine {
             redact,
             metrics,
             statements: Default::default(),
+            lines: Default::default(),
             last_wal_size: Default::default(),
             built_ins: Default::default(),
             database_name: Default::default(),

@@ -305,6 +305,11 @@ impl Cancel {
         self.check()
     }
 
+    /// A cancellation interrupts nothing from now on: the statement has ended, and its connection may go on.
+    pub(super) fn disarm(&self) {
+        *lock(&self.0.connection) = None;
+    }
+
     /// Starting a statement clears DuckDB's interrupt flag, so this is asked right after each start.
     pub(super) fn check(&self) -> Result<()> {
         if self.0.token.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }

@@ -23,8 +23,11 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     Engine, Shared,
     arrow::Importer,
+    binding::{Bound, Values},
+    catalog,
     error::discreet,
     guard,
+    line::{Line, Place, Settings},
     pool::{Cancel, CancelOnDrop, lock},
     seen::{Seen, Waiting},
     source::Source,
@@ -63,12 +66,32 @@ impl Room {
     }
 }
 
+/// A statement, and what it runs with.
+#[derive(Clone, Default)]
+pub struct Ask {
+    pub sql: String,
+    /// Where it runs; on a connection of its own where there is none.
+    pub line: Option<Line>,
+    pub settings: Settings,
+    /// The values of its parameters. It runs once for each row, all of it or nothing.
+    pub bound: Option<Bound>,
+}
+
 /// What a statement needs beside its text.
 pub(super) struct Setup {
     /// What its sender may do.
     pub(super) rights: Arc<Rights>,
     /// A stream the statement reads, and the statements that make it visible to it.
     pub(super) input: Option<(Source, Vec<String>)>,
+    pub(super) line: Option<Line>,
+    pub(super) settings: Settings,
+    pub(super) values: Option<Values>,
+}
+
+impl Setup {
+    pub(super) fn new(rights: &Arc<Rights>) -> Self {
+        Self { rights: rights.clone(), input: None, line: None, settings: Settings::default(), values: None }
+    }
 }
 
 /// The schema of the one row that a statement without rows answers.
@@ -83,12 +106,23 @@ impl Engine {
     /// Runs one statement. It has started when this returns; its rows come as the stream is read, and dropping the
     /// stream interrupts it. A statement without rows has run once, in full, and answers one row.
     pub async fn query(&self, rights: &Arc<Rights>, sql: &str) -> Result<RecordBatchStream> {
-        self.query_with(sql, Setup { rights: rights.clone(), input: None }).await
+        self.query_with(sql, Setup::new(rights)).await
+    }
+
+    /// The same, of a statement that runs in a transaction, with settings or with values.
+    pub async fn answer(&self, rights: &Arc<Rights>, ask: &Ask) -> Result<RecordBatchStream> {
+        self.query_with(&ask.sql, self.setup(rights, ask)).await
+    }
+
+    fn setup(&self, rights: &Arc<Rights>, ask: &Ask) -> Setup {
+        let Ask { sql: _, line, settings, bound } = ask;
+        let values = bound.as_ref().map(|bound| self.values(bound));
+        Setup { rights: rights.clone(), input: None, line: line.clone(), settings: settings.clone(), values }
     }
 
     /// Runs one statement to its end, for its effect. How many rows it changed, or answered where it answers rows.
-    pub async fn update(&self, rights: &Arc<Rights>, sql: &str) -> Result<i64> {
-        let (mut answer, shape) = self.start(sql, Setup { rights: rights.clone(), input: None }).await?;
+    pub async fn update(&self, rights: &Arc<Rights>, ask: &Ask) -> Result<i64> {
+        let (mut answer, shape) = self.start(&ask.sql, self.setup(rights, ask)).await?;
         let mut count = 0;
         while let Some(batch) = answer.next().await {
             let batch = batch?;
@@ -107,10 +141,13 @@ impl Engine {
     async fn start(&self, sql: &str, setup: Setup) -> Result<(RecordBatchStream, Shape)> {
         statement::check_text(&self.shared, sql)?;
         let seen = self.shared.see(&setup.rights, sql);
-        let slot = seen
-            .unless_killed(self.pool.slot(&setup.rights))
-            .await
-            .inspect_err(|error| seen.end::<()>(&Err(error.clone())))?;
+        let room = async {
+            // The seat first: who waits for it takes no thread from others.
+            let place = Place::take(setup.line.as_ref(), &self.shared).await?;
+            Ok((place, self.pool.slot(&setup.rights).await?))
+        };
+        let (mut place, slot) =
+            seen.unless_killed(room).await.inspect_err(|error| seen.end::<()>(&Err(error.clone())))?;
         seen.start();
         let (cancel, guard) = self.pool.begin();
         seen.runs(&cancel);
@@ -134,8 +171,8 @@ impl Engine {
                 answered: (0, 0),
                 room,
             };
-            let mut connection = None;
-            let outcome = run(&shared, &sql, &setup, &cancel, &mut answer, &mut connection);
+            place.runs(&cancel);
+            let outcome = run(&shared, &sql, &setup, &cancel, &mut answer, &mut place);
             let outcome = outcome.map_err(|error| discreet(failure.or(error), &setup.rights));
             let outcome = shared.finish(&cancel, &answer.seen, outcome);
             let Answer { head, whole, rows, shape, .. } = answer;
@@ -149,8 +186,10 @@ impl Engine {
                 // A receiver that is gone needs no answer.
                 let _ = head.send(outcome.and(schema).map(|schema| (schema, shape)));
             }
-            // Last: nobody waits for it.
-            drop(connection);
+            // The connection may be another statement's next.
+            cancel.disarm();
+            // Last: nobody waits for a connection to close.
+            drop(place);
         });
         let head = head.await.map_err(|_| Error::internal("an engine thread ended without an answer"))?;
         let (schema, shape) = head?;
@@ -198,6 +237,17 @@ impl Answer {
 }
 
 impl Answer {
+    /// The one row of a statement that has none of its own.
+    fn changed(&mut self, shared: &Shared, changed: usize) -> Result<()> {
+        let schema = status_schema();
+        let status = Arc::new(StringArray::from(vec!["OK"]));
+        let changed = Arc::new(Int64Array::from(vec![i64::try_from(changed).unwrap_or(i64::MAX)]));
+        let row = RecordBatch::try_new(schema.clone(), vec![status, changed]).map_err(Error::internal)?;
+        self.whole = Some(schema);
+        self.shape = Shape::Changed;
+        self.batch(shared, row)
+    }
+
     /// Counts what goes out against what the role may have.
     fn allow(&mut self, batch: &RecordBatch) -> Result<()> {
         let Allowance { result_rows, result_bytes, .. } = self.allowance;
@@ -218,16 +268,17 @@ impl Answer {
     }
 }
 
-/// `connection` is where the statement's connection is left.
+/// `place` is where the statement's connection is left.
 fn run(
     shared: &Shared,
     sql: &str,
     setup: &Setup,
     cancel: &Cancel,
     answer: &mut Answer,
-    connection: &mut Option<Connection>,
+    place: &mut Place,
 ) -> Result<()> {
-    let connection = &*connection.insert(shared.connect()?);
+    place.connect(shared, &setup.settings)?;
+    let connection = place.connection()?;
     cancel.arm(connection.interrupt_handle())?;
     if let Some((source, prepare)) = &setup.input {
         source.stop_with(cancel);
@@ -235,7 +286,12 @@ fn run(
             shared.execute(connection, sql)?;
         }
     }
-    let statement = guard::admit(shared, connection, sql, &setup.rights)
+    let (statement, moves) = guard::admit(shared, connection, sql, &setup.rights)
+        .and_then(|statement| {
+            let moves = matches!(place, Place::Kept(_)) && statement::moves_names(&statement)?;
+            guard::check_names(&setup.rights, moves || place.is_moved() || setup.settings.moves_names())?;
+            Ok((statement, moves))
+        })
         .inspect_err(|_| shared.identify(&answer.seen, connection, statement::class_of_text(connection, sql)))?;
     if let Some(size) = setup.rights.allowance.operator_memory {
         shared.execute(connection, &format!("SET operator_memory_limit = '{}B'", size.0))?;
@@ -247,16 +303,92 @@ fn run(
             .set_text("max_streaming_buffer_size", &buffer, SettingScope::Session)
             .map_err(|error| shared.cause(&error))?;
     }
-    if setup.rights.role < Role::Writer && setup.input.is_none() {
-        // The second wall: what the guard took for a read cannot write.
-        shared.execute(connection, "BEGIN TRANSACTION READ ONLY")?;
-    }
     shared.identify(&answer.seen, connection, statement::class(statement::kind(&statement)?));
-    let mut result = statement
-        .arrow_query(connection, Parameters::None, Some(answer.room.batch_rows))
-        .map_err(|error| shared.cause(&error))?;
-    cancel.check()?;
-    stream(shared, &statement, &mut result, setup.input.is_none(), answer)
+    // The second wall: what the guard took for a read cannot write.
+    let reads = setup.rights.role < Role::Writer && setup.input.is_none();
+    let several = setup.values.as_ref().is_some_and(|values| values.rows() > 1);
+    let begin = match (place.in_transaction(), reads) {
+        (false, true) => Some("BEGIN TRANSACTION READ ONLY"),
+        (false, false) if several => Some("BEGIN TRANSACTION"),
+        _ => None,
+    };
+    begin.map(|begin| shared.execute(connection, begin)).transpose()?;
+    let outcome = execute(shared, &statement, connection, setup, cancel, answer, place);
+    let outcome = match (begin, outcome) {
+        (Some(_), Ok(())) => shared.execute(connection, "COMMIT").map(drop),
+        (Some(_), Err(error)) => {
+            // A failed transaction is rolled back by DuckDB when the connection closes, too.
+            let _ = shared.execute(connection, "ROLLBACK");
+            Err(error)
+        }
+        (None, outcome) => outcome,
+    };
+    if let (true, Place::Kept(seat)) = (moves, place) {
+        seat.kept().moved = true;
+    }
+    outcome
+}
+
+fn execute(
+    shared: &Shared,
+    statement: &Statement<'_>,
+    connection: &Connection,
+    setup: &Setup,
+    cancel: &Cancel,
+    answer: &mut Answer,
+    place: &Place,
+) -> Result<()> {
+    let cause = |error: duckdb::Error| shared.cause(&error);
+    let batch_rows = setup.settings.batch_rows.unwrap_or(answer.room.batch_rows);
+    let plain = setup.settings.plain(shared);
+    // Another connection would not know what this one sees.
+    let alone = matches!(place, Place::Own(_)) && setup.settings == Settings::default();
+    let types =
+        if alone && setup.values.is_none() { None } else { Some(catalog::bound_types(shared, connection, statement)?) };
+    let Some(values) = &setup.values else {
+        let mut result = statement.arrow_query(connection, Parameters::None, Some(batch_rows)).map_err(cause)?;
+        cancel.check()?;
+        return stream(shared, statement, &mut result, types.as_deref(), plain, setup.input.is_none(), answer);
+    };
+    values.stop_with(cancel);
+    let others = shared.connect()?;
+    let prepared = statement.prepare(connection, false).map_err(cause)?;
+    let (mut changed, mut importer) = (None, None);
+    values.each(shared, &others, statement, |parameters| {
+        cancel.check()?;
+        let mut result = prepared.execute_arrow(parameters, Some(batch_rows)).map_err(cause)?;
+        cancel.check()?;
+        if result.result_type().map_err(cause)? != ResultType::QueryResult {
+            *changed.get_or_insert(0) += result.drain().map_err(cause)?;
+            return Ok(());
+        }
+        let schema = Importer::new(result.schema().map_err(cause)?, plain)?;
+        let importer = match &mut importer {
+            None => {
+                let mut schema = schema;
+                if schema.loses_types() {
+                    schema.annotate(types.as_deref().unwrap_or_default());
+                }
+                answer.schema(schema.schema())?;
+                importer.insert(schema)
+            }
+            Some(importer) if importer.takes(&schema) => importer,
+            Some(_) => return Err(Error::invalid("the values of this row change the types of the answer")),
+        };
+        while let Some(array) = result.next_array().map_err(cause)? {
+            answer.batch(shared, importer.batch(array)?)?;
+        }
+        Ok(())
+    })?;
+    match (importer, changed) {
+        (Some(_), _) => Ok(()),
+        (None, Some(changed)) => answer.changed(shared, changed),
+        // Nothing was bound, so nothing ran.
+        (None, None) => match catalog::plan(shared, connection, statement, None, plain)?.rows {
+            Some(schema) => answer.schema(schema),
+            None => answer.changed(shared, 0),
+        },
+    }
 }
 
 /// `at_once`: a small answer may wait until all of it is there, which saves whoever waits for it several wake-ups. One
@@ -265,6 +397,8 @@ fn stream(
     shared: &Shared,
     statement: &Statement<'_>,
     result: &mut ArrowQueryResult<'_>,
+    types: Option<&[String]>,
+    plain: bool,
     at_once: bool,
     answer: &mut Answer,
 ) -> Result<()> {
@@ -280,18 +414,14 @@ fn stream(
     };
     if shape != ResultType::QueryResult {
         let changed = result.drain().map_err(cause)?;
-        let schema = status_schema();
-        let status = Arc::new(StringArray::from(vec!["OK"]));
-        let changed = Arc::new(Int64Array::from(vec![i64::try_from(changed).unwrap_or(i64::MAX)]));
-        let row = RecordBatch::try_new(schema.clone(), vec![status, changed]).map_err(Error::internal)?;
-        answer.whole = Some(schema);
-        answer.shape = Shape::Changed;
-        return answer.batch(shared, row);
+        return answer.changed(shared, changed);
     }
-    let mut importer = Importer::new(result.schema().map_err(cause)?, !shared.config.database.lossless_types)?;
+    let mut importer = Importer::new(result.schema().map_err(cause)?, plain)?;
     if importer.loses_types() {
-        let types = super::catalog::column_types(shared, statement)?;
-        importer.annotate(&types);
+        match types {
+            Some(types) => importer.annotate(types),
+            None => importer.annotate(&catalog::column_types(shared, statement)?),
+        }
     }
     if at_once {
         if arrays.is_empty() {

@@ -67,8 +67,9 @@ impl Engine {
         // Aborted with the output: dropping the set ends the task, which drops the input.
         let mut pump = tokio::task::JoinSet::new();
         pump.spawn(feed.pump(input));
-        let output =
-            self.query_with(sql, Setup { rights: Rights::all("exchanger"), input: Some((source, prepare)) }).await?;
+        let output = self
+            .query_with(sql, Setup { input: Some((source, prepare)), ..Setup::new(&Rights::all("exchanger")) })
+            .await?;
         Ok(output.holding(pump))
     }
 }

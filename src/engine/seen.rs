@@ -163,6 +163,12 @@ impl Seen {
         self.span.identify("INGEST", &format!("INGEST {table}"), None);
     }
 
+    /// The begin or the end of a transaction.
+    pub(super) fn identify_turn(&self, sql: &str) {
+        self.set_class("other");
+        self.span.identify(sql, sql, None);
+    }
+
     fn set_class(&self, class: &'static str) {
         // A statement is of one class.
         let _ = self.class.set(class);

@@ -73,6 +73,15 @@ pub(super) fn answers_rows(connection: &Connection, statement: &Statement<'_>) -
     Ok(rows)
 }
 
+/// Whether bare names mean something else after it.
+pub(super) fn moves_names(statement: &Statement<'_>) -> Result<bool> {
+    if !matches!(kind(statement)?, StatementType::Set | StatementType::VariableSet) {
+        return Ok(false);
+    }
+    let text = statement.get_text().map_err(|error| Error::Sql(error.message))?.to_lowercase();
+    Ok(text.starts_with("use") || ["schema", "search_path"].iter().any(|word| text.contains(word)))
+}
+
 /// The class of a text that was not let through.
 pub(super) fn class_of_text(connection: &Connection, sql: &str) -> &'static str {
     let first = connection.parse(sql).ok().and_then(|mut statements| statements.next()?.ok());

@@ -1,7 +1,8 @@
 //! DoAction and ListActions. Bodies of our own actions are JSON; an unknown key is an error that names it.
 
 use arrow_flight::{
-    ActionType, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, RenewFlightEndpointRequest, Ticket,
+    ActionType, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightInfo, RenewFlightEndpointRequest,
+    Ticket,
 };
 use bytes::Bytes;
 use futures::{StreamExt, stream, stream::BoxStream};
@@ -12,7 +13,10 @@ use serde_json::json;
 use super::{
     info::timestamp,
     service::Flight,
-    session::{CloseSessionRequest, CloseSessionResult, CloseSessionStatus},
+    session::{
+        CloseSessionRequest, CloseSessionResult, CloseSessionStatus, GET_SESSION_OPTIONS, GetSessionOptionsRequest,
+        SET_SESSION_OPTIONS, SetSessionOptionsRequest,
+    },
 };
 use crate::{
     access::{Rights, Role},
@@ -20,6 +24,7 @@ use crate::{
     client::Trust,
     engine::{Kill, RunningStatement},
     error::{Error, Result},
+    session::Listed,
     transfer::{self, Transfer},
 };
 
@@ -34,7 +39,7 @@ struct Described {
 }
 
 /// Every action. What an action touches may need more than the role: a grant on the table of a transfer.
-const ACTIONS: [Described; 11] = [
+const ACTIONS: [Described; 21] = [
     Described {
         name: "add_exchange",
         role: Role::Writer,
@@ -72,7 +77,7 @@ const ACTIONS: [Described; 11] = [
     Described {
         name: "sessions",
         role: Role::Admin,
-        text: "users that have called within a token's life: {\"user\", \"idle_seconds\", \"queries\"}; no body",
+        text: "users that have called within a token's life: {\"user\", \"idle_seconds\", \"queries\", \"transactions\", \"prepared_statements\"}; no body",
     },
     Described {
         name: "backup",
@@ -94,6 +99,48 @@ const ACTIONS: [Described; 11] = [
         name: "RenewFlightEndpoint",
         role: Role::Reader,
         text: "a ticket with a new expiration time; body: RenewFlightEndpointRequest",
+    },
+    Described {
+        name: "BeginTransaction",
+        role: Role::Reader,
+        text: "begins a transaction; body: ActionBeginTransactionRequest, as Flight SQL wraps it; result: its handle",
+    },
+    Described {
+        name: "EndTransaction",
+        role: Role::Reader,
+        text: "commits it or rolls it back; body: ActionEndTransactionRequest",
+    },
+    Described { name: "BeginSavepoint", role: Role::Reader, text: "answers that DuckDB has no savepoints" },
+    Described { name: "EndSavepoint", role: Role::Reader, text: "answers that DuckDB has no savepoints" },
+    Described {
+        name: "CreatePreparedStatement",
+        role: Role::Reader,
+        text: "keeps a statement; body: ActionCreatePreparedStatementRequest; result: its handle and schemas",
+    },
+    Described {
+        name: "CreatePreparedSubstraitPlan",
+        role: Role::Reader,
+        text: "answers that Substrait plans are not served",
+    },
+    Described {
+        name: "ClosePreparedStatement",
+        role: Role::Reader,
+        text: "forgets a statement that was kept; body: ActionClosePreparedStatementRequest",
+    },
+    Described {
+        name: "CancelQuery",
+        role: Role::Reader,
+        text: "as CancelFlightInfo, for older clients; body: ActionCancelQueryRequest",
+    },
+    Described {
+        name: "SetSessionOptions",
+        role: Role::Reader,
+        text: "sets catalog, schema, timezone, lossless_types, batch_rows; body: SetSessionOptionsRequest",
+    },
+    Described {
+        name: "GetSessionOptions",
+        role: Role::Reader,
+        text: "the options of the caller's session; body: GetSessionOptionsRequest",
     },
 ];
 
@@ -169,6 +216,11 @@ impl Flight {
                     _ => return Err(Error::invalid("the body of kill needs query or user, and not both")),
                 };
                 let ended = self.engine.kill(&identity.rights, &which);
+                if let Kill::OfUser(user) = &which
+                    && (identity.rights.role >= Role::Admin || *user == identity.user)
+                {
+                    self.sessions.close_of_user(user, &identity.user);
+                }
                 if let (0, Kill::Statement(id)) = (ended, &which) {
                     return Err(Error::NotFound(format!("no statement {id} of yours runs")));
                 }
@@ -176,9 +228,21 @@ impl Flight {
             }
             "sessions" => {
                 let queries = self.engine.statements().await?;
-                Ok(each(self.authenticator.used().into_iter().map(|(user, idle)| {
+                let mut kept = self.sessions.list();
+                let used = self.authenticator.used().into_iter().map(|(user, idle)| {
+                    let at = kept.iter().position(|kept| kept.user == user);
+                    let own = at.map(|at| kept.swap_remove(at)).unwrap_or_default();
+                    Listed { user, idle_seconds: idle.as_secs_f64(), ..own }
+                });
+                let mut listed: Vec<Listed> = used.collect();
+                // Those whom nobody has to log in.
+                listed.append(&mut kept);
+                Ok(each(listed.into_iter().map(|Listed { user, idle_seconds, transactions, prepared_statements }| {
                     let running = queries.iter().filter(|query| query.user == user).count();
-                    json!({"user": user, "idle_seconds": idle.as_secs_f64(), "queries": running})
+                    json!({
+                        "user": user, "idle_seconds": idle_seconds, "queries": running, "transactions": transactions,
+                        "prepared_statements": prepared_statements,
+                    })
                 })))
             }
             "backup" => {
@@ -193,19 +257,14 @@ impl Flight {
             }
             "CancelFlightInfo" => {
                 let request: CancelFlightInfoRequest = protobuf(name, body)?;
-                let endpoints = request.info.map(|info| info.endpoint).unwrap_or_default();
-                let mut status = CancelStatus::NotCancellable;
-                for ticket in endpoints.into_iter().filter_map(|endpoint| endpoint.ticket) {
-                    let id = self.ticket_claims(identity, &ticket)?.id;
-                    if self.running.cancel(&id) || self.shared.cancel(&id) {
-                        status = CancelStatus::Cancelled;
-                    }
-                }
+                let cancelled = self.cancel(identity, request.info.unwrap_or_default())?;
+                let status = if cancelled { CancelStatus::Cancelled } else { CancelStatus::NotCancellable };
                 Ok(one(CancelFlightInfoResult::new(status).encode_to_vec()))
             }
             "CloseSession" => {
                 let CloseSessionRequest {} = protobuf(name, body)?;
-                let status = match self.authenticator.close_session(identity) {
+                let kept = self.sessions.close(identity);
+                let status = match self.authenticator.close_session(identity) || kept {
                     true => CloseSessionStatus::Closed,
                     false => CloseSessionStatus::NotCloseable,
                 };
@@ -227,8 +286,31 @@ impl Flight {
                 endpoint.expiration_time = Some(timestamp(life));
                 Ok(one(endpoint.encode_to_vec()))
             }
-            listed => Err(Error::internal(format!("nobody answers the action {listed}"))),
+            SET_SESSION_OPTIONS => {
+                let request: SetSessionOptionsRequest = protobuf(name, body)?;
+                Ok(one(self.set_session_options(identity, request).await?.encode_to_vec()))
+            }
+            GET_SESSION_OPTIONS => {
+                let GetSessionOptionsRequest {} = protobuf(name, body)?;
+                Ok(one(self.get_session_options(identity).await?.encode_to_vec()))
+            }
+            other => match self.sql_action(identity, other, body).await? {
+                Some(results) => Ok(stream::iter(results.into_iter().map(|result| Ok(result.into()))).boxed()),
+                None => Err(Error::internal(format!("nobody answers the action {other}"))),
+            },
         }
+    }
+
+    /// Ends the streams that the tickets of a FlightInfo started; whether there was one.
+    pub(super) fn cancel(&self, identity: &Identity, info: FlightInfo) -> Result<bool> {
+        let mut cancelled = false;
+        for ticket in info.endpoint.into_iter().filter_map(|endpoint| endpoint.ticket) {
+            // A command that is its own ticket has nothing to cancel.
+            if let Some(claims) = self.authenticator.read_ticket(identity, &ticket.ticket)? {
+                cancelled |= self.running.cancel(&claims.id) || self.shared.cancel(&claims.id);
+            }
+        }
+        Ok(cancelled)
     }
 
     fn ticket_claims(&self, identity: &Identity, ticket: &Ticket) -> Result<crate::auth::TicketClaims> {

@@ -13,14 +13,15 @@ use futures::{
 use http::{Extensions, HeaderMap};
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{action, handshake, running::Running, shared::SharedResults};
+use super::{action, handshake, running::Running, session::SET_SESSION_OPTIONS, shared::SharedResults};
 use crate::{
-    auth::{Authenticator, Identity},
+    auth::{Authenticator, Identity, SESSION_COOKIE},
     client::ENDPOINTS_HEADER,
     config::{Config, MAX_ENDPOINTS},
     engine::Engine,
     error::Error,
     exchange::Registry,
+    session::Sessions,
     stream::{RecordBatchStream, batch_bytes},
     telemetry::{Call, Direction, Metrics},
     wire::{self, COMPRESSION_HEADER, Sending},
@@ -37,6 +38,7 @@ pub struct Flight {
     pub(super) exchangers: Registry,
     pub(super) running: Running,
     pub(super) shared: SharedResults,
+    pub(super) sessions: Sessions,
     pub(super) config: Arc<Config>,
     pub(super) metrics: Metrics,
 }
@@ -45,8 +47,9 @@ impl Flight {
     pub fn new(config: &Config, engine: Arc<Engine>, authenticator: Authenticator, metrics: Metrics) -> Self {
         let exchangers = Registry::new(config, metrics.clone());
         let shared = SharedResults::new(config.limits.shared_results);
+        let sessions = Sessions::new(&config.session, engine.clone(), metrics.clone());
         let config = Arc::new(config.clone());
-        Self { engine, authenticator, exchangers, running: Running::default(), shared, config, metrics }
+        Self { engine, authenticator, exchangers, running: Running::default(), shared, sessions, config, metrics }
     }
 
     /// How the answers of a call are to be sent: as configured, or as its headers ask.
@@ -191,12 +194,21 @@ impl FlightService for Flight {
     }
 
     async fn do_action(&self, request: Request<Action>) -> Answer<Self::DoActionStream> {
-        let Caller { identity, call } = Caller::of(request.extensions())?;
+        let Caller { mut identity, call } = Caller::of(request.extensions())?;
         let Action { r#type, body } = request.into_inner();
         call.set_action(&r#type);
+        let cookie = match r#type.as_str() {
+            SET_SESSION_OPTIONS => self.sessions.open(&mut identity)?,
+            _ => None,
+        };
         let results = call.noting(self.action(&identity, &r#type, &body).await)?;
         let results = results.map(|result| result.map(arrow_flight::Result::new).map_err(Status::from));
-        Ok(Response::new(results.boxed()))
+        let mut response = Response::new(results.boxed());
+        if let Some(cookie) = cookie {
+            let cookie = format!("{SESSION_COOKIE}={cookie}; HttpOnly").parse().map_err(Error::internal)?;
+            response.metadata_mut().insert("set-cookie", cookie);
+        }
+        Ok(response)
     }
 
     async fn list_actions(&self, request: Request<Empty>) -> Answer<Self::ListActionsStream> {

@@ -80,6 +80,9 @@ pub struct Inner {
     bytes: IntCounterVec,
     pub stream_buffer: IntGauge,
     pub bytes_in_flight: IntGauge,
+    pub client_sessions: IntGauge,
+    pub transactions_open: IntGauge,
+    pub prepared_statements: IntGauge,
     pub ingests_waiting: IntGauge,
     logins: IntCounterVec,
     jwks_fetches: IntCounterVec,
@@ -231,6 +234,13 @@ impl Metrics {
                 "mallard_bytes_in_flight",
                 "Bytes of incoming messages that are being received or that something still reads (limits.bytes_in_flight).",
             ),
+            client_sessions: gauge(
+                r,
+                "mallard_client_sessions",
+                "Sessions that keep something between calls: settings, temporary tables, a transaction.",
+            ),
+            transactions_open: gauge(r, "mallard_transactions_open", "Transactions that are open between calls."),
+            prepared_statements: gauge(r, "mallard_prepared_statements", "Prepared statements that are kept."),
             ingests_waiting: gauge(
                 r,
                 "mallard_ingests_waiting",

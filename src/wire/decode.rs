@@ -53,6 +53,15 @@ impl Upload {
         };
         Ok(stream(schema, self.decoder, self.broken))
     }
+
+    /// The same, where a client may send nothing but the descriptor.
+    pub async fn batches_if_any(mut self) -> Result<Option<RecordBatchStream>> {
+        let schema = match self.schema.take() {
+            Some(schema) => Some(schema),
+            None => schema_if_any(&mut self.decoder, self.broken).await?,
+        };
+        Ok(schema.map(|schema| stream(schema, self.decoder, self.broken)))
+    }
 }
 
 /// Record batches of an answer, once its schema is there.
@@ -141,14 +150,22 @@ fn check_buffers(message: &FlightData, dictionaries: &mut HashMap<i64, u64>) -> 
 }
 
 async fn schema(decoder: &mut FlightDataDecoder, broken: impl Fn(&Status) -> Error) -> Result<SchemaRef> {
+    let schema = schema_if_any(decoder, broken).await?;
+    schema.ok_or_else(|| Error::Stream("the stream ended before its schema".into()))
+}
+
+async fn schema_if_any(
+    decoder: &mut FlightDataDecoder,
+    broken: impl Fn(&Status) -> Error,
+) -> Result<Option<SchemaRef>> {
     while let Some(message) = next(decoder, &broken).await? {
         match message.payload {
-            DecodedPayload::Schema(schema) => return Ok(schema),
+            DecodedPayload::Schema(schema) => return Ok(Some(schema)),
             DecodedPayload::None => {}
             DecodedPayload::RecordBatch(_) => return Err(no_schema()),
         }
     }
-    Err(Error::Stream("the stream ended before its schema".into()))
+    Ok(None)
 }
 
 fn no_schema() -> Error {

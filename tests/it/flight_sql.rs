@@ -1,6 +1,10 @@
 //! Flight SQL through arrow-flight's own client, and message by message where a client does what that one does not.
 
+mod ingest;
+mod prepared;
+mod session;
 mod statement;
+mod transaction;
 
 use arrow_array::RecordBatch;
 use arrow_flight::{
@@ -8,11 +12,12 @@ use arrow_flight::{
     sql::{ProstMessageExt, client::FlightSqlServiceClient},
 };
 use arrow_schema::Schema;
+use bytes::Bytes;
 use futures::TryStreamExt;
 use prost::Message;
 use tonic::{Code, transport::Channel};
 
-use crate::support::TestServer;
+use crate::support::{PASSWORD, TestServer};
 
 pub(crate) type Sql = FlightSqlServiceClient<Channel>;
 
@@ -25,6 +30,13 @@ impl TestServer {
     /// A stock client without a login.
     pub(crate) async fn sql(&self) -> Sql {
         Sql::new(self.channel().await)
+    }
+
+    /// A stock client in a session of its own.
+    pub(crate) async fn sql_of(&self, user: &str) -> Sql {
+        let mut client = self.sql().await;
+        client.handshake(user, PASSWORD).await.expect("the login");
+        client
     }
 }
 
@@ -46,7 +58,12 @@ pub(crate) async fn rows(client: &mut Sql, info: FlightInfo) -> (Schema, Vec<Rec
 
 /// A query's rows as texts, columns separated by `|`.
 pub(crate) async fn table(client: &mut Sql, sql: &str) -> Vec<String> {
-    let info = client.execute(sql.into(), None).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    table_in(client, sql, None).await
+}
+
+/// The same within a transaction.
+pub(crate) async fn table_in(client: &mut Sql, sql: &str, transaction: Option<&Bytes>) -> Vec<String> {
+    let info = client.execute(sql.into(), transaction.cloned()).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
     texts(&rows(client, info).await.1)
 }
 
@@ -67,6 +84,31 @@ pub(crate) fn texts(batches: &[RecordBatch]) -> Vec<String> {
         );
     }
     lines
+}
+
+/// Runs a statement for its effect.
+pub(crate) async fn update(client: &mut Sql, sql: &str) -> i64 {
+    client.execute_update(sql.into(), None).await.unwrap_or_else(|error| panic!("{sql}: {error}"))
+}
+
+/// An action with a body that is no Any, as Flight itself has them: the one result, and the answer's headers.
+pub(crate) async fn action(
+    client: &mut Sql,
+    name: &str,
+    body: Vec<u8>,
+    headers: &[(&'static str, String)],
+) -> Result<(Bytes, tonic::metadata::MetadataMap), tonic::Status> {
+    let mut request = tonic::Request::new(arrow_flight::Action::new(name, body));
+    if let Some(token) = client.token() {
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    }
+    for (name, value) in headers {
+        request.metadata_mut().insert(*name, value.parse().unwrap());
+    }
+    let answer = client.inner_mut().do_action(request).await?;
+    let headers = answer.metadata().clone();
+    let results: Vec<_> = answer.into_inner().try_collect().await?;
+    Ok((results.into_iter().next().map(|result| result.body).unwrap_or_default(), headers))
 }
 
 /// The code and the message that a call was refused with.

@@ -3,15 +3,22 @@
 use arrow_flight::{
     Action, Criteria, Empty, FlightData, FlightDescriptor, HandshakeRequest, Ticket,
     encode::FlightDataEncoderBuilder,
-    sql::{CommandStatementQuery, CommandStatementUpdate},
+    flight_service_client::FlightServiceClient,
+    sql::{
+        ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult, Any, CommandGetTables,
+        CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementIngest, CommandStatementQuery,
+        CommandStatementUpdate, ProstMessageExt,
+    },
 };
+use bytes::Bytes;
 use futures::{TryStreamExt, stream};
 use mallard::{
     client::Client,
     config::{Config, RoleSettings},
 };
+use prost::Message;
 use serde_json::json;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, transport::Channel};
 
 use crate::flight_sql::message;
 use crate::support::{
@@ -26,7 +33,7 @@ async fn with_every_role() -> TestServer {
 }
 
 /// Every RPC and every action, and whether a role may call it. A call is refused when its code is PERMISSION_DENIED.
-const MATRIX: [(&str, [bool; 3]); 26] = [
+const MATRIX: [(&str, [bool; 3]); 41] = [
     ("Handshake", [true, true, true]),
     ("ListFlights", [true, true, true]),
     ("GetFlightInfo", [true, true, true]),
@@ -40,7 +47,12 @@ const MATRIX: [(&str, [bool; 3]); 26] = [
     ("GetFlightInfo CommandStatementQuery", [true, true, true]),
     ("GetFlightInfo CommandStatementQuery of a change", [false, true, true]),
     ("GetSchema CommandStatementQuery", [true, true, true]),
+    ("GetFlightInfo CommandPreparedStatementQuery", [true, true, true]),
+    ("GetFlightInfo CommandGetTables", [true, true, true]),
+    ("DoGet CommandStatementQuery", [true, true, true]),
     ("DoPut CommandStatementUpdate", [false, true, true]),
+    ("DoPut CommandPreparedStatementUpdate", [false, true, true]),
+    ("DoPut CommandStatementIngest", [false, true, true]),
     ("ListActions", [true, true, true]),
     ("DoAction add_exchange", [false, true, true]),
     ("DoAction drop_exchange", [false, true, true]),
@@ -50,6 +62,16 @@ const MATRIX: [(&str, [bool; 3]); 26] = [
     ("DoAction kill", [true, true, true]),
     ("DoAction sessions", [false, false, true]),
     ("DoAction backup", [false, false, true]),
+    ("DoAction BeginTransaction", [true, true, true]),
+    ("DoAction EndTransaction", [true, true, true]),
+    ("DoAction BeginSavepoint", [true, true, true]),
+    ("DoAction EndSavepoint", [true, true, true]),
+    ("DoAction CreatePreparedStatement", [true, true, true]),
+    ("DoAction CreatePreparedSubstraitPlan", [true, true, true]),
+    ("DoAction ClosePreparedStatement", [true, true, true]),
+    ("DoAction CancelQuery", [true, true, true]),
+    ("DoAction SetSessionOptions", [true, true, true]),
+    ("DoAction GetSessionOptions", [true, true, true]),
     ("DoAction CancelFlightInfo", [true, true, true]),
     ("DoAction RenewFlightEndpoint", [true, true, true]),
     // The last one: what comes after it would have no identity any more.
@@ -80,6 +102,16 @@ async fn call(server: &TestServer, bearer: &str, entry: &str) -> Code {
             .await
             .unwrap()
     }
+    /// The handle; none where it was refused.
+    async fn prepared(client: &mut FlightServiceClient<Channel>, query: &str, bearer: &str) -> Bytes {
+        let request = ActionCreatePreparedStatementRequest { query: query.into(), transaction_id: None };
+        let body = request.as_any().encode_to_vec();
+        let answer = client.do_action(with(Action::new("CreatePreparedStatement", body), bearer)).await;
+        let Ok(answer) = answer else { return Bytes::new() };
+        let result = answer.into_inner().try_next().await.unwrap().expect("a result");
+        let result: ActionCreatePreparedStatementResult = Any::decode(result.body).unwrap().unpack().unwrap().unwrap();
+        result.prepared_statement_handle
+    }
     let mut client = server.stock().await;
     let sql = || FlightDescriptor::new_cmd("FROM shared");
     let change = "INSERT INTO shared VALUES (2)";
@@ -107,6 +139,31 @@ async fn call(server: &TestServer, bearer: &str, entry: &str) -> Code {
             code(client.get_flight_info(with(query(change), bearer)).await)
         }
         "GetSchema CommandStatementQuery" => code(client.get_schema(with(query("FROM shared"), bearer)).await),
+        "GetFlightInfo CommandPreparedStatementQuery" => {
+            let handle = prepared(&mut client, "FROM shared", bearer).await;
+            let command = CommandPreparedStatementQuery { prepared_statement_handle: handle };
+            code(client.get_flight_info(with(message(&command), bearer)).await)
+        }
+        "GetFlightInfo CommandGetTables" => {
+            code(client.get_flight_info(with(message(&CommandGetTables::default()), bearer)).await)
+        }
+        "DoGet CommandStatementQuery" => {
+            drain(client.do_get(with(Ticket::new(query("FROM shared").cmd), bearer)).await).await
+        }
+        "DoPut CommandPreparedStatementUpdate" => {
+            let handle = prepared(&mut client, change, bearer).await;
+            if handle.is_empty() {
+                // It was refused when it was to be prepared.
+                return Code::PermissionDenied;
+            }
+            let update = CommandPreparedStatementUpdate { prepared_statement_handle: handle };
+            let first = FlightData { flight_descriptor: Some(message(&update)), ..Default::default() };
+            drain(client.do_put(with(stream::iter([first]), bearer)).await).await
+        }
+        "DoPut CommandStatementIngest" => {
+            let ingest = CommandStatementIngest { table: "ingested".into(), ..Default::default() };
+            drain(client.do_put(with(stream::iter(data(message(&ingest)).await), bearer)).await).await
+        }
         "DoPut CommandStatementUpdate" => {
             let update = CommandStatementUpdate { query: change.into(), transaction_id: None };
             let first = FlightData { flight_descriptor: Some(message(&update)), ..Default::default() };

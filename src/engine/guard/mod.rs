@@ -43,10 +43,23 @@ pub(super) fn admit(
         kind => (&tokens[..], kind),
     };
     check_kind(shared, kind, tokens, rights)?;
-    if !rights.read_all() || (rights.role >= Role::Writer && !rights.write_all()) {
+    if is_narrow(rights) {
         tables::check(shared, connection, sql, tokens, kind, rights)?;
     }
     Ok(parsed)
+}
+
+/// Whether the caller has grants on some tables only: then what a name means is looked at.
+fn is_narrow(rights: &Rights) -> bool {
+    !rights.read_all() || (rights.role >= Role::Writer && !rights.write_all())
+}
+
+/// Where bare names do not mean what grants take them for, grants on some tables cannot be held.
+pub(super) fn check_names(rights: &Rights, moved: bool) -> Result<()> {
+    if moved && is_narrow(rights) {
+        return Err(rights.denied("grant", "another schema than main by default needs grants on everything"));
+    }
+    Ok(())
 }
 
 /// The statement behind EXPLAIN [ANALYZE] [(options)].

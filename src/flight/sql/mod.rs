@@ -6,8 +6,12 @@
 //! the ticket they get in it runs nothing.
 
 mod info;
+mod ingest;
 mod metadata;
+mod prepared;
+mod session_options;
 mod statement;
+mod transaction;
 mod xdbc;
 
 use std::sync::Arc;
@@ -15,10 +19,11 @@ use std::sync::Arc;
 use arrow_flight::{
     FlightInfo, PutResult,
     sql::{
-        Command, CommandGetCatalogs, CommandGetCrossReference, CommandGetDbSchemas, CommandGetExportedKeys,
-        CommandGetImportedKeys, CommandGetPrimaryKeys, CommandGetSqlInfo, CommandGetTableTypes, CommandGetTables,
-        CommandGetXdbcTypeInfo, CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementIngest,
-        CommandStatementQuery, CommandStatementUpdate, DoPutUpdateResult, TicketStatementQuery,
+        ActionBeginTransactionRequest, ActionClosePreparedStatementRequest, Any, Command, CommandGetCatalogs,
+        CommandGetCrossReference, CommandGetDbSchemas, CommandGetExportedKeys, CommandGetImportedKeys,
+        CommandGetPrimaryKeys, CommandGetSqlInfo, CommandGetTableTypes, CommandGetTables, CommandGetXdbcTypeInfo,
+        CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementIngest, CommandStatementQuery,
+        CommandStatementUpdate, DoPutUpdateResult, ProstMessageExt, TicketStatementQuery,
     },
 };
 use arrow_schema::{Schema, SchemaRef};
@@ -28,13 +33,14 @@ use serde::{Deserialize, Serialize};
 use super::service::{Caller, Flight};
 use crate::{
     auth::Identity,
+    engine::Ask,
     error::{Error, Result},
+    session::Handle,
     stream::RecordBatchStream,
     wire::Upload,
 };
 
 /// A message of Flight SQL, by what it asks for.
-#[allow(dead_code, reason = "some are not answered yet")]
 enum Asked {
     Metadata(Metadata),
     Query(CommandStatementQuery),
@@ -106,7 +112,13 @@ impl From<Command> for Asked {
 enum Note {
     /// The statement ran when its FlightInfo was asked for, and has no rows.
     Done,
-    Query,
+    Query {
+        transaction: Option<Handle>,
+    },
+    Prepared {
+        handle: Handle,
+        binding: u64,
+    },
 }
 
 impl Note {
@@ -122,6 +134,7 @@ impl Flight {
         match command.into() {
             Asked::Metadata(asked) => metadata_info(&asked, ticket),
             Asked::Query(query) => self.statement_info(identity, &query, endpoints).await,
+            Asked::PreparedQuery(query) => self.prepared_info(identity, &query, endpoints).await,
             asked => Err(asked.refused("GetFlightInfo")),
         }
     }
@@ -131,6 +144,7 @@ impl Flight {
         match command.into() {
             Asked::Metadata(asked) => Ok(asked.schema()),
             Asked::Query(query) => self.statement_schema(identity, &query).await,
+            Asked::PreparedQuery(query) => self.prepared_schema(identity, &query).await,
             asked => Err(asked.refused("GetSchema")),
         }
     }
@@ -140,6 +154,7 @@ impl Flight {
         match command.into() {
             Asked::Metadata(asked) => self.metadata(identity, asked).await,
             Asked::Query(query) => self.statement_rows(identity, &query).await,
+            Asked::PreparedQuery(query) => self.prepared_rows(identity, &query).await,
             Asked::Ticket(TicketStatementQuery { statement_handle }) => {
                 match self.authenticator.read_ticket(identity, &statement_handle)? {
                     Some(_) => Box::pin(self.get(identity, &statement_handle)).await,
@@ -154,18 +169,74 @@ impl Flight {
     pub(super) async fn sql_noted(&self, identity: &Identity, sql: &str, note: &str) -> Result<RecordBatchStream> {
         match serde_json::from_str(note).map_err(Error::internal)? {
             Note::Done => Ok(nothing()),
-            Note::Query => self.engine.query(&identity.rights, sql).await,
+            Note::Query { transaction } => {
+                let ask = Ask { sql: sql.to_string(), ..self.sessions.place(identity, transaction)? };
+                self.engine.answer(&identity.rights, &ask).await
+            }
+            Note::Prepared { handle, binding } => self.prepared_noted(identity, handle, binding).await,
         }
     }
 
     /// DoPut of a message.
-    pub(super) async fn sql_put(&self, command: Command, _upload: Upload, caller: &Caller) -> Result<PutResult> {
+    pub(super) async fn sql_put(&self, command: Command, upload: Upload, caller: &Caller) -> Result<PutResult> {
         let identity = &caller.identity;
         match command.into() {
             Asked::Update(update) => self.statement_update(identity, &update).await.map(updated),
+            Asked::PreparedUpdate(update) => self.prepared_update(identity, update, upload).await.map(updated),
+            Asked::PreparedQuery(query) => {
+                let bound = self.bind_prepared(identity, query, upload).await?;
+                Ok(PutResult { app_metadata: bound.encode_to_vec().into() })
+            }
+            Asked::Ingest(ingest) => self.ingest(ingest, upload, caller).await.map(updated),
             asked => Err(asked.refused("DoPut")),
         }
     }
+
+    /// An action of Flight SQL's; nothing where it is another one. Bodies and results are wrapped in a google.protobuf.Any.
+    pub(super) async fn sql_action(
+        &self,
+        identity: &Identity,
+        name: &str,
+        body: &[u8],
+    ) -> Result<Option<Vec<Vec<u8>>>> {
+        let one = |result: Any| Ok(Some(vec![result.encode_to_vec()]));
+        match name {
+            "BeginTransaction" => {
+                // Some clients send no body.
+                if !body.is_empty() {
+                    request::<ActionBeginTransactionRequest>(name, body)?;
+                }
+                one(self.begin_transaction(identity).await?.as_any())
+            }
+            "EndTransaction" => {
+                self.end_transaction(identity, &request(name, body)?).await?;
+                Ok(Some(Vec::new()))
+            }
+            "BeginSavepoint" | "EndSavepoint" => Err(statement::no_savepoints()),
+            "CreatePreparedStatement" => one(self.create_prepared(identity, request(name, body)?).await?.as_any()),
+            "CreatePreparedSubstraitPlan" => Err(Asked::Substrait.refused("DoAction")),
+            "ClosePreparedStatement" => {
+                let asked: ActionClosePreparedStatementRequest = request(name, body)?;
+                self.sessions.close_prepared(identity, &asked.prepared_statement_handle)?;
+                Ok(Some(Vec::new()))
+            }
+            "CancelQuery" => one(self.cancel_query(identity, &request(name, body)?)?.as_any()),
+            _ => Ok(None),
+        }
+    }
+}
+
+fn request<M: ProstMessageExt>(action: &str, body: &[u8]) -> Result<M> {
+    let malformed = |why: String| Error::invalid(format!("the body of {action} is malformed: {why}"));
+    let any = Any::decode(body).map_err(|error| malformed(error.to_string()))?;
+    let unpacked = any.unpack().map_err(|error| malformed(error.to_string()))?;
+    unpacked.ok_or_else(|| malformed(format!("it is {}, and not {}", any.type_url, M::type_url())))
+}
+
+/// The transaction that a message names.
+fn named(transaction: Option<&[u8]>) -> Result<Option<Handle>> {
+    let Some(bytes) = transaction.filter(|bytes| !bytes.is_empty()) else { return Ok(None) };
+    Handle::from_bytes(bytes).map(Some).ok_or_else(|| Error::NotFound("no such transaction: it is none of ours".into()))
 }
 
 impl Asked {

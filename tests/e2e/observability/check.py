@@ -70,6 +70,9 @@ mallard_pool_size gauge
 mallard_rows_total counter direction
 mallard_bytes_total counter direction
 mallard_stream_buffer_bytes gauge
+mallard_client_sessions gauge
+mallard_transactions_open gauge
+mallard_prepared_statements gauge
 mallard_ingests_waiting gauge
 mallard_exchanges_total counter kind outcome
 mallard_exchanges_running gauge

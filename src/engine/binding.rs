@@ -1,0 +1,200 @@
+//! Values for a statement's parameters, out of record batches: each row is one execution.
+//!
+//! DuckDB itself turns them into values, the way it reads any stream of Arrow, so that no type takes a way through text.
+
+use std::sync::Arc;
+
+use arrow_array::{RecordBatch, UInt64Array, UnionArray, cast::AsArray};
+use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
+use arrow_select::take::take;
+use duckdb::{
+    Parameters, connection::Connection, query_result::QueryResult, statement::Statement, value::Value, vector::Unknown,
+};
+
+use super::{
+    Engine, Shared,
+    pool::Cancel,
+    source::{Sharing, Source},
+};
+use crate::{
+    error::{Error, Result},
+    stream::RecordBatchStream,
+};
+
+/// What was bound. Cheap to clone.
+#[derive(Clone)]
+pub struct Bound(Arc<Vec<Part>>);
+
+/// Rows of one schema.
+#[derive(Clone)]
+struct Part {
+    schema: SchemaRef,
+    batches: Vec<RecordBatch>,
+}
+
+impl Bound {
+    pub fn new(schema: SchemaRef, batches: Vec<RecordBatch>) -> Result<Self> {
+        if !schema.fields().iter().any(|field| matches!(field.data_type(), DataType::Union(..))) {
+            return Ok(Self(Arc::new(vec![Part { schema, batches }])));
+        }
+        let mut parts = Vec::new();
+        for batch in &batches {
+            for batch in members(batch).map_err(Error::invalid)? {
+                parts.push(Part { schema: batch.schema(), batches: vec![batch] });
+            }
+        }
+        if parts.is_empty() {
+            // As many columns, and no row.
+            let fields: Vec<_> =
+                schema.fields().iter().map(|field| Field::new(field.name(), DataType::Null, true)).collect();
+            parts.push(Part { schema: Arc::new(Schema::new(fields)), batches: Vec::new() });
+        }
+        Ok(Self(Arc::new(parts)))
+    }
+
+    fn rows(&self) -> usize {
+        self.0.iter().flat_map(|part| &part.batches).map(RecordBatch::num_rows).sum()
+    }
+
+    fn columns(&self) -> Vec<&str> {
+        let first = self.0.first();
+        first.map(|part| part.schema.fields().iter().map(|field| field.name().as_str()).collect()).unwrap_or_default()
+    }
+
+    /// The same, of its first row alone.
+    pub(super) fn first(&self) -> Self {
+        let first = self.0.iter().find_map(|part| {
+            let batch = part.batches.iter().find(|batch| batch.num_rows() > 0)?;
+            Some(Part { schema: part.schema.clone(), batches: vec![batch.slice(0, 1)] })
+        });
+        first.map_or_else(|| self.clone(), |part| Self(Arc::new(vec![part])))
+    }
+}
+
+/// Some clients send every parameter as a union of the types they know; what is meant is the member. A batch of the rows
+/// behind one another whose members are of the same types.
+fn members(batch: &RecordBatch) -> Result<Vec<RecordBatch>, ArrowError> {
+    let unions: Vec<Option<&UnionArray>> = batch.columns().iter().map(|column| column.as_union_opt()).collect();
+    let types = |row: usize| unions.iter().map(move |union| union.map(|union| union.type_id(row)));
+    let (mut parts, mut start) = (Vec::new(), 0);
+    while start < batch.num_rows() {
+        let end = (start + 1..batch.num_rows()).find(|row| types(*row).ne(types(start))).unwrap_or(batch.num_rows());
+        let mut columns = Vec::new();
+        for (index, field) in batch.schema().fields().iter().enumerate() {
+            let column = match unions[index] {
+                None => batch.column(index).slice(start, end - start),
+                Some(union) => {
+                    let member = union.child(union.type_id(start));
+                    let places = (start..end).map(|row| union.value_offset(row) as u64);
+                    take(member, &UInt64Array::from_iter_values(places), None)?
+                }
+            };
+            columns.push((field.name().clone(), column, true));
+        }
+        parts.push(RecordBatch::try_from_iter_with_nullable(columns)?);
+        start = end;
+    }
+    Ok(parts)
+}
+
+/// The bound rows as sources that a connection reads.
+pub(super) struct Values {
+    sources: Vec<Source>,
+    bound: Bound,
+}
+
+impl Engine {
+    pub(super) fn values(&self, bound: &Bound) -> Values {
+        let with_rows = bound.0.iter().filter(|part| part.batches.iter().any(|batch| batch.num_rows() > 0));
+        let sources = with_rows.map(|part| {
+            let (source, feed) = self.sources.add(part.schema.clone(), Sharing::Single);
+            let batches = part.batches.iter().filter(|batch| batch.num_rows() > 0).cloned().collect();
+            tokio::spawn(feed.pump(RecordBatchStream::from_batches(part.schema.clone(), batches)));
+            source
+        });
+        Values { sources: sources.collect(), bound: bound.clone() }
+    }
+}
+
+/// Which column is which parameter.
+enum Order {
+    Positional,
+    /// The columns' parameters.
+    Named(Vec<String>),
+}
+
+impl Values {
+    pub(super) fn rows(&self) -> usize {
+        self.bound.rows()
+    }
+
+    pub(super) fn stop_with(&self, cancel: &Cancel) {
+        self.sources.iter().for_each(|source| source.stop_with(cancel));
+    }
+
+    /// Calls `each` with the parameters of one row after the other.
+    ///
+    /// `connection` is one that no statement runs on.
+    pub(super) fn each(
+        &self,
+        shared: &Shared,
+        connection: &Connection,
+        statement: &Statement<'_>,
+        mut each: impl FnMut(Parameters<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let order = self.order(shared, statement)?;
+        for source in &self.sources {
+            let cause = |error: duckdb::Error| source.failure.or(shared.cause(&error));
+            let sql = format!("SELECT * FROM {}", source.call());
+            let mut rows: QueryResult<'_> = connection.query(sql.as_str(), Parameters::None).map_err(cause)?;
+            while let Some(chunk) = rows.next_chunk().map_err(cause)? {
+                for row in 0..chunk.row_count().map_err(cause)? {
+                    let mut values = Vec::with_capacity(chunk.col_count());
+                    for column in 0..chunk.col_count() {
+                        let vector = chunk.get_vector_at::<Unknown>(column).map_err(cause)?;
+                        values.push(vector.get_value_slow(row).map_err(cause)?);
+                    }
+                    order.pass(&values, &mut each)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// By name where the statement's parameters have names and the columns are called like them, else by place.
+    fn order(&self, shared: &Shared, statement: &Statement<'_>) -> Result<Order> {
+        let wanted = statement.parameter_names().map_err(|error| shared.cause(&error))?;
+        let columns = self.bound.columns();
+        if wanted.len() != columns.len() {
+            return Err(Error::invalid(format!(
+                "the statement has {} parameters, and what is bound has {} columns",
+                wanted.len(),
+                columns.len()
+            )));
+        }
+        if wanted.iter().all(|name| name.parse::<usize>().is_ok()) {
+            return Ok(Order::Positional);
+        }
+        let bare = |name: &str| name.trim_start_matches(['$', ':', '@']).to_string();
+        let called = |name: &str| columns.iter().any(|column| bare(column).eq_ignore_ascii_case(name));
+        if wanted.iter().all(|name| called(name)) {
+            return Ok(Order::Named(columns.into_iter().map(bare).collect()));
+        }
+        Ok(Order::Named(wanted.into_iter().map(str::to_string).collect()))
+    }
+}
+
+impl Order {
+    fn pass(&self, values: &[Value], each: &mut impl FnMut(Parameters<'_>) -> Result<()>) -> Result<()> {
+        match self {
+            Self::Positional => {
+                let values: Vec<_> = values.iter().map(|value| value as _).collect();
+                each(Parameters::positional(&values))
+            }
+            Self::Named(names) => {
+                let named: Vec<_> = names.iter().zip(values).map(|(name, value)| (name.as_str(), value as _)).collect();
+                each(Parameters::named(&named))
+            }
+        }
+    }
+}

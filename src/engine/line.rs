@@ -1,0 +1,399 @@
+//! Connections that stay between statements: of transactions, and of sessions with temporary tables or settings.
+//!
+//! A line has one seat. A statement sits on it from before it starts until its last row is on its way, and the next one
+//! waits: DuckDB would end the result that is still being read, and its reader would take it for a whole one. Nothing
+//! here knows whose line it is.
+
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use duckdb::connection::Connection;
+use tokio::sync::OwnedMutexGuard;
+
+use super::{
+    Engine, Shared, literal,
+    pool::{Cancel, lock},
+    quote,
+};
+use crate::{
+    access::{Rights, Role},
+    config::Span,
+    error::{Error, Result},
+};
+
+/// What a connection is set to before a statement.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Settings {
+    pub catalog: Option<String>,
+    pub schema: Option<String>,
+    pub time_zone: Option<String>,
+    /// Whether types leave in forms that lose nothing, where it is not as configured.
+    pub lossless: Option<bool>,
+    /// Rows of a record batch at most.
+    pub batch_rows: Option<usize>,
+}
+
+impl Settings {
+    pub(super) fn plain(&self, shared: &Shared) -> bool {
+        !self.lossless.unwrap_or(shared.config.database.lossless_types)
+    }
+
+    /// Whether a bare name means something else under them.
+    pub(super) fn moves_names(&self) -> bool {
+        self.catalog.is_some() || self.schema.is_some()
+    }
+
+    /// The statements that make them so.
+    fn sql(&self, database: &str) -> Vec<String> {
+        let mut statements = Vec::new();
+        if self.catalog.is_some() || self.schema.is_some() {
+            let catalog = self.catalog.as_deref().unwrap_or(database);
+            let schema = self.schema.as_deref().unwrap_or("main");
+            statements.push(format!("USE {}.{}", quote(catalog), quote(schema)));
+        }
+        statements.extend(self.time_zone.as_ref().map(|zone| format!("SET TimeZone = {}", literal(zone))));
+        statements
+    }
+}
+
+/// A connection that stays, and is closed (rolled back) when the last of its clones is dropped. Cheap to clone.
+#[derive(Clone)]
+pub struct Line(Arc<Ends>);
+
+pub(super) struct Ends {
+    seat: Arc<tokio::sync::Mutex<Kept>>,
+    /// When the last statement ended.
+    used: Mutex<Instant>,
+    /// Whether a transaction is open, as of the last statement that has ended.
+    open: AtomicBool,
+    /// Why no statement may run on it any more.
+    closed: OnceLock<Error>,
+    running: Mutex<Option<Cancel>>,
+}
+
+/// What has the seat.
+pub(super) struct Kept {
+    connection: Option<Connection>,
+    pub(super) in_transaction: bool,
+    applied: Settings,
+    /// A client's own USE or SET schema: names mean something else now than the guard takes them for.
+    pub(super) moved: bool,
+    line: Weak<Ends>,
+}
+
+/// The right to use a line for one statement.
+pub(super) struct Seat(OwnedMutexGuard<Kept>);
+
+impl Line {
+    /// Whether a transaction is open on it.
+    pub fn in_transaction(&self) -> bool {
+        self.0.open.load(Ordering::Acquire)
+    }
+
+    /// For how long nothing has run on it; nothing while something does.
+    pub fn idle(&self) -> Duration {
+        match self.0.seat.try_lock() {
+            Ok(_free) => lock(&self.0.used).elapsed(),
+            Err(_busy) => Duration::ZERO,
+        }
+    }
+
+    /// Ends what runs on it, and nothing else.
+    pub fn interrupt(&self, reason: &Error) {
+        if let Some(running) = lock(&self.0.running).as_ref() {
+            running.end(reason.clone());
+        }
+    }
+
+    /// Rolls back and closes the connection; what runs on it ends with the same reason.
+    pub fn close(&self, reason: Error) {
+        // The first reason stands.
+        let _ = self.0.closed.set(reason.clone());
+        if let Some(running) = lock(&self.0.running).as_ref() {
+            running.end(reason);
+        }
+        let ends = self.0.clone();
+        // Once the statement has noticed. DuckDB rolls back when a connection closes.
+        tokio::task::spawn_blocking(move || drop(ends.seat.blocking_lock().connection.take()));
+    }
+
+    /// Waits until no other statement has the line.
+    pub(super) async fn seat(&self, patience: Span) -> Result<Seat> {
+        let waiting = tokio::time::timeout(patience.0, self.0.seat.clone().lock_owned());
+        let seat = waiting.await.map_err(|_elapsed| Error::Limit {
+            what: format!(
+                "another statement of this transaction or session still ran, or its rows were not read to the end, after {patience}"
+            ),
+            key: "session.wait",
+        })?;
+        match self.0.closed.get() {
+            Some(reason) => Err(reason.clone()),
+            None => Ok(Seat(seat)),
+        }
+    }
+}
+
+impl Drop for Ends {
+    /// The last clone is gone, and nobody sits: only the connection is left.
+    fn drop(&mut self) {
+        let Some(connection) = self.seat.try_lock().ok().and_then(|mut kept| kept.connection.take()) else { return };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(connection))),
+            Err(_no_runtime) => drop(connection),
+        }
+    }
+}
+
+impl Seat {
+    pub(super) fn kept(&mut self) -> &mut Kept {
+        &mut self.0
+    }
+
+    fn connection(&self) -> Option<&Connection> {
+        self.0.connection.as_ref()
+    }
+
+    fn in_transaction(&self) -> bool {
+        self.0.in_transaction
+    }
+
+    fn is_moved(&self) -> bool {
+        self.0.moved
+    }
+
+    /// A statement begins, and this is how it is cancelled.
+    pub(super) fn runs(&self, cancel: &Cancel) {
+        if let Some(line) = self.0.line.upgrade() {
+            *lock(&line.running) = Some(cancel.clone());
+            if let Some(reason) = line.closed.get() {
+                cancel.end(reason.clone());
+            }
+        }
+    }
+}
+
+/// The connection that a statement runs on.
+pub(super) enum Place {
+    Own(Option<Connection>),
+    Kept(Seat),
+}
+
+impl Place {
+    /// Of its own, or the line's once nothing else runs there.
+    pub(super) async fn take(line: Option<&Line>, shared: &Shared) -> Result<Self> {
+        Ok(match line {
+            Some(line) => Self::Kept(line.seat(shared.config.session.wait).await?),
+            None => Self::Own(None),
+        })
+    }
+
+    /// The statement begins, and this is how it is cancelled.
+    pub(super) fn runs(&self, cancel: &Cancel) {
+        if let Self::Kept(seat) = self {
+            seat.runs(cancel);
+        }
+    }
+
+    pub(super) fn connect(&mut self, shared: &Shared, settings: &Settings) -> Result<()> {
+        match self {
+            Self::Own(connection) => apply(shared, connection.insert(shared.connect()?), settings),
+            Self::Kept(seat) => seat.kept().apply(shared, settings),
+        }
+    }
+
+    pub(super) fn connection(&self) -> Result<&Connection> {
+        let connection = match self {
+            Self::Own(connection) => connection.as_ref(),
+            Self::Kept(seat) => seat.connection(),
+        };
+        connection.ok_or_else(|| Error::internal("a statement has no connection"))
+    }
+
+    pub(super) fn in_transaction(&self) -> bool {
+        matches!(self, Self::Kept(seat) if seat.in_transaction())
+    }
+
+    pub(super) fn is_moved(&self) -> bool {
+        matches!(self, Self::Kept(seat) if seat.is_moved())
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some(line) = self.0.line.upgrade() {
+            *lock(&line.running) = None;
+            *lock(&line.used) = Instant::now();
+            line.open.store(self.0.in_transaction, Ordering::Release);
+        }
+    }
+}
+
+impl Kept {
+    /// The connection, made at its first use.
+    pub(super) fn connection(&mut self, shared: &Shared) -> Result<&Connection> {
+        if self.connection.is_none() {
+            self.connection = Some(shared.connect()?);
+        }
+        self.connection.as_ref().ok_or_else(|| Error::internal("a line has no connection"))
+    }
+
+    /// Makes the settings those of the connection.
+    pub(super) fn apply(&mut self, shared: &Shared, settings: &Settings) -> Result<()> {
+        self.connection(shared)?;
+        if self.applied == *settings {
+            return Ok(());
+        }
+        apply(shared, self.connection(shared)?, settings)?;
+        self.applied = settings.clone();
+        Ok(())
+    }
+}
+
+/// Makes the settings those of a fresh connection.
+pub(super) fn apply(shared: &Shared, connection: &Connection, settings: &Settings) -> Result<()> {
+    if *settings == Settings::default() {
+        return Ok(());
+    }
+    for sql in settings.sql(shared.database_name(connection)?) {
+        shared.execute(connection, &sql)?;
+    }
+    Ok(())
+}
+
+impl Engine {
+    /// A new line; its connection is made when it is used.
+    pub fn line(&self) -> Line {
+        let ends = Arc::new_cyclic(|line: &Weak<Ends>| Ends {
+            seat: Arc::new(tokio::sync::Mutex::new(Kept {
+                connection: None,
+                in_transaction: false,
+                applied: Settings::default(),
+                moved: false,
+                line: line.clone(),
+            })),
+            used: Mutex::new(Instant::now()),
+            open: AtomicBool::new(false),
+            closed: OnceLock::new(),
+            running: Mutex::new(None),
+        });
+        let mut lines = lock(&self.shared.lines);
+        lines.retain(|line| line.strong_count() > 0);
+        lines.push(Arc::downgrade(&ends));
+        Line(ends)
+    }
+
+    /// Begins a transaction on a line that has none; one that cannot write for whom may not.
+    pub async fn begin(&self, rights: &Arc<Rights>, line: &Line, read_only: bool) -> Result<()> {
+        let read_only = read_only || rights.role < Role::Writer;
+        let sql = if read_only { "BEGIN TRANSACTION READ ONLY" } else { "BEGIN TRANSACTION" };
+        self.turn(rights, line, sql, move |shared, kept| {
+            if kept.in_transaction {
+                return Err(Error::State("a transaction is open already; commit it or roll it back first".into()));
+            }
+            shared.execute(kept.connection(shared)?, sql)?;
+            kept.in_transaction = true;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Ends the line's transaction. One that cannot be committed is rolled back.
+    pub async fn end(&self, rights: &Arc<Rights>, line: &Line, commit: bool) -> Result<()> {
+        self.turn(rights, line, if commit { "COMMIT" } else { "ROLLBACK" }, move |shared, kept| {
+            if !kept.in_transaction {
+                return Err(Error::State("no transaction is open".into()));
+            }
+            kept.in_transaction = false;
+            let connection = kept.connection(shared)?;
+            if !commit {
+                return shared.execute(connection, "ROLLBACK").map(drop);
+            }
+            // DuckDB commits nothing of a transaction that an error has aborted, and says that all is well.
+            let aborted = shared.execute(connection, "SELECT 1").err();
+            let committed = shared.execute(connection, if aborted.is_some() { "ROLLBACK" } else { "COMMIT" });
+            if let Some(aborted) = aborted {
+                return Err(Error::State(format!(
+                    "the transaction was rolled back, because an error had ended it: {aborted}"
+                )));
+            }
+            committed.map(drop).inspect_err(|_| {
+                // It is over where DuckDB has done so already.
+                let _ = shared.execute(connection, "ROLLBACK");
+            })
+        })
+        .await
+    }
+
+    /// A statement of a client's that changes the line's transaction.
+    async fn turn(
+        &self,
+        rights: &Arc<Rights>,
+        line: &Line,
+        sql: &'static str,
+        work: impl FnOnce(&Shared, &mut Kept) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let seen = self.shared.see(rights, sql);
+        let asked = async {
+            // The seat first: who waits for it takes no thread from others.
+            let seat = line.seat(self.shared.config.session.wait).await?;
+            Ok((seat, self.pool.slot(rights).await?))
+        };
+        let (mut seat, slot) =
+            seen.unless_killed(asked).await.inspect_err(|error| seen.end::<()>(&Err(error.clone())))?;
+        seen.start();
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let shared = self.shared.clone();
+        // Not to be interrupted: a commit is done, or it is not.
+        self.pool.run(slot, move || {
+            let outcome = work(&shared, seat.kept());
+            seen.identify_turn(sql);
+            shared.notice_checkpoint();
+            let outcome = outcome.map_err(|error| shared.recognise(error));
+            seen.end(&outcome);
+            drop(seat);
+            // A receiver that is gone needs no answer.
+            let _ = answer.send(outcome);
+        });
+        answered.await.map_err(|_| Error::internal("an engine thread ended without an answer"))?
+    }
+
+    /// Runs a question of ours on a line.
+    pub(super) async fn call_on_line<T: Send + 'static>(
+        &self,
+        rights: &Rights,
+        line: &Line,
+        work: impl FnOnce(&Shared, &mut Kept) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let mut seat = line.seat(self.shared.config.session.wait).await?;
+        let slot = self.pool.slot(rights).await?;
+        let (cancel, _guard) = self.pool.begin();
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let shared = self.shared.clone();
+        self.pool.run(slot, move || {
+            seat.runs(&cancel);
+            let outcome =
+                seat.kept().connection(&shared).and_then(|connection| cancel.arm(connection.interrupt_handle()));
+            let outcome = outcome.and_then(|()| work(&shared, seat.kept()));
+            let outcome = cancel.explain(outcome);
+            cancel.disarm();
+            drop(seat);
+            // A receiver that is gone needs no answer.
+            let _ = answer.send(outcome);
+        });
+        answered.await.map_err(|_| Error::internal("an engine thread ended without an answer"))?
+    }
+
+    /// Closes what lines are left; their threads have ended.
+    pub(super) fn close_lines(&self) {
+        for line in std::mem::take(&mut *lock(&self.shared.lines)).iter().filter_map(Weak::upgrade) {
+            // The first reason stands.
+            let _ = line.closed.set(Error::Draining);
+            drop(line.seat.try_lock().ok().and_then(|mut kept| kept.connection.take()));
+        }
+    }
+}

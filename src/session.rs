@@ -1,0 +1,550 @@
+//! What clients keep between calls: transactions, prepared statements, settings, temporary tables.
+//!
+//! A login is a session: whoever shows its bearer token is in it. Who has none may have a cookie, and who has neither
+//! has handles alone, which stand for themselves. All of it belongs to a user, is bounded, and is freed when it has not
+//! been used for a while, when the session is closed, and when the server stops. Nothing here knows Flight.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    access::Rights,
+    auth::Identity,
+    config,
+    engine::{Ask, Bound, Engine, Line, Settings},
+    error::{Error, Result},
+    telemetry::Metrics,
+};
+
+/// How often it is looked for what has expired.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// The name of a transaction or a prepared statement: nobody guesses it, and for another user it names nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Handle([u8; 16]);
+
+impl Handle {
+    fn new() -> Self {
+        let mut bytes = [0_u8; 16];
+        getrandom::fill(&mut bytes).expect("the operating system hands out random bytes");
+        Self(bytes)
+    }
+
+    /// Bytes that are none name nothing.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        self.0.to_vec()
+    }
+
+    fn text(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// The sessions of one server. Cheap to clone.
+#[derive(Clone)]
+pub struct Sessions(Arc<Inner>);
+
+struct Inner {
+    engine: Arc<Engine>,
+    limits: config::Session,
+    metrics: Metrics,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    sessions: HashMap<String, Session>,
+    transactions: HashMap<Handle, Transaction>,
+    prepared: HashMap<Handle, Prepared>,
+}
+
+struct Session {
+    user: String,
+    used: Instant,
+    settings: Settings,
+    /// Where what its statements leave behind is; none as long as they leave nothing.
+    home: Option<Line>,
+    /// The transaction that has the home, begun by an action.
+    lent: Option<Handle>,
+    /// A transaction begun by a text was rolled back meanwhile, and its client does not know yet.
+    lapsed: bool,
+}
+
+struct Transaction {
+    user: String,
+    session: Option<String>,
+    line: Line,
+    begun: Instant,
+}
+
+/// A statement that is kept.
+#[derive(Clone)]
+pub struct Prepared {
+    user: String,
+    session: Option<String>,
+    used: Instant,
+    pub sql: String,
+    /// Of which it is a part.
+    pub transaction: Option<Handle>,
+    pub bound: Option<Bound>,
+    /// How often values were bound to it.
+    pub binding: u64,
+}
+
+/// One session, as admins see it.
+#[derive(Debug, Default)]
+pub struct Listed {
+    pub user: String,
+    pub idle_seconds: f64,
+    pub transactions: usize,
+    pub prepared_statements: usize,
+}
+
+impl Sessions {
+    pub fn new(limits: &config::Session, engine: Arc<Engine>, metrics: Metrics) -> Self {
+        let inner = Arc::new(Inner { engine, limits: limits.clone(), metrics, state: Mutex::default() });
+        let swept = Arc::downgrade(&inner);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(SWEEP).await;
+                let Some(inner) = Weak::upgrade(&swept) else { return };
+                Self(inner).sweep().await;
+            }
+        });
+        Self(inner)
+    }
+
+    /// Where a statement of this caller runs, and with which settings; `transaction` is the one that it names.
+    pub fn place(&self, identity: &Identity, transaction: Option<Handle>) -> Result<Ask> {
+        let mut state = self.lock();
+        let (id, user) = (session_id(identity), &identity.user);
+        let session = id.and_then(|id| state.sessions.get_mut(&id)).filter(|session| session.user == *user);
+        let (settings, home) = match session {
+            None => (Settings::default(), None),
+            Some(session) => {
+                session.used = Instant::now();
+                if session.lapsed && transaction.is_none() {
+                    return Err(self.lapsed());
+                }
+                (session.settings.clone(), session.home.clone().filter(|_| session.lent.is_none()))
+            }
+        };
+        let line = match transaction {
+            Some(handle) => Some(state.transaction(user, handle)?.line.clone()),
+            None => home,
+        };
+        Ok(Ask { line, settings, ..Ask::default() })
+    }
+
+    /// The same of what joins the session's open transaction without naming it.
+    pub fn joining(&self, identity: &Identity) -> Result<Ask> {
+        let mut ask = self.place(identity, None)?;
+        if let Some(id) = session_id(identity).filter(|_| ask.line.is_none()) {
+            let state = self.lock();
+            let own = |open: &&Transaction| open.user == identity.user && open.session.as_ref() == Some(&id);
+            let latest = state.transactions.values().filter(own).max_by_key(|open| open.begun);
+            ask.line = latest.map(|open| open.line.clone());
+        }
+        Ok(ask)
+    }
+
+    /// The connection of the caller's session, for what is to stay there.
+    pub fn home(&self, identity: &Identity) -> Result<Line> {
+        let mut state = self.lock();
+        let engine = &self.0.engine;
+        let session = self.session(&mut state, identity)?;
+        if session.lent.is_some() {
+            return Err(Error::State(
+                "the session's connection is in a transaction; name that transaction, or end it first".into(),
+            ));
+        }
+        Ok(session.home.get_or_insert_with(|| engine.line()).clone())
+    }
+
+    fn lapsed(&self) -> Error {
+        let limit = self.0.limits.transaction_timeout;
+        Error::State(format!("the transaction was idle for session.transaction_timeout ({limit}) and was rolled back"))
+    }
+
+    // === transactions ===
+
+    /// Begins a transaction that is named by what this answers.
+    pub async fn begin(&self, identity: &Identity) -> Result<Handle> {
+        let handle = Handle::new();
+        let line = {
+            let mut state = self.lock();
+            let (user, limits) = (&identity.user, &self.0.limits);
+            let own = state.transactions.values().filter(|open| open.user == *user).count();
+            bounded(
+                own,
+                limits.transactions_per_user,
+                "session.transactions_per_user",
+                "transactions of this user are open",
+            )?;
+            bounded(state.transactions.len(), limits.transactions, "session.transactions", "transactions are open")?;
+            let id = session_id(identity).filter(|id| state.sessions.get(id).is_some_and(|known| known.user == *user));
+            let home = id.as_ref().and_then(|id| state.sessions.get_mut(id)).filter(|session| session.lent.is_none());
+            // What the session has made is seen in the transaction, too.
+            let home = home.and_then(|session| {
+                let line = session.home.clone().filter(|line| !line.in_transaction())?;
+                session.lent = Some(handle);
+                Some(line)
+            });
+            let line = home.unwrap_or_else(|| self.0.engine.line());
+            let (user, session, begun) = (user.clone(), session_id(identity), Instant::now());
+            state.transactions.insert(handle, Transaction { user, session, line: line.clone(), begun });
+            line
+        };
+        self.gauge();
+        let begun = self.0.engine.begin(&identity.rights, &line, false).await;
+        if begun.is_err() {
+            self.forget(handle);
+        }
+        begun.map(|()| handle)
+    }
+
+    pub async fn end(&self, identity: &Identity, handle: Handle, commit: bool) -> Result<()> {
+        let line = self.lock().transaction(&identity.user, handle)?.line.clone();
+        if !commit {
+            line.interrupt(&Error::State("its transaction was rolled back".into()));
+        }
+        let ended = self.0.engine.end(&identity.rights, &line, commit).await;
+        // Another statement still has it: it is as it was.
+        if !matches!(&ended, Err(Error::Limit { .. } | Error::Killed(_))) {
+            self.forget(handle);
+        }
+        ended
+    }
+
+    fn forget(&self, handle: Handle) {
+        let mut state = self.lock();
+        state.transactions.remove(&handle);
+        let lent = state.sessions.values_mut().filter(|session| session.lent == Some(handle));
+        lent.for_each(|session| session.lent = None);
+        drop(state);
+        self.gauge();
+    }
+
+    /// BEGIN as a text: from now on, all statements of the session are in its transaction.
+    pub async fn begin_text(&self, identity: &Identity, read_only: bool) -> Result<()> {
+        let line = self.home(identity)?;
+        if let Some(session) = self.lock().own(identity) {
+            session.lapsed = false;
+        }
+        let begun = self.0.engine.begin(&identity.rights, &line, read_only).await;
+        self.gauge();
+        begun
+    }
+
+    /// COMMIT or ROLLBACK as a text.
+    pub async fn end_text(&self, identity: &Identity, commit: bool) -> Result<()> {
+        let lapsed = self.lock().own(identity).is_some_and(|session| std::mem::take(&mut session.lapsed));
+        if lapsed {
+            return if commit { Err(self.lapsed()) } else { Ok(()) };
+        }
+        let line = self.home(identity)?;
+        if !commit {
+            line.interrupt(&Error::State("its transaction was rolled back".into()));
+        }
+        let ended = self.0.engine.end(&identity.rights, &line, commit).await;
+        self.gauge();
+        ended
+    }
+
+    // === prepared statements ===
+
+    pub fn prepare(&self, identity: &Identity, sql: &str, transaction: Option<Handle>) -> Result<Handle> {
+        let mut state = self.lock();
+        let (user, limits) = (&identity.user, &self.0.limits);
+        let own = state.prepared.values().filter(|kept| kept.user == *user).count();
+        let (most, most_of_user) = (limits.prepared_statements, limits.prepared_statements_per_user);
+        bounded(
+            own,
+            most_of_user,
+            "session.prepared_statements_per_user",
+            "prepared statements of this user are kept",
+        )?;
+        bounded(state.prepared.len(), most, "session.prepared_statements", "prepared statements are kept")?;
+        let handle = Handle::new();
+        let prepared = Prepared {
+            user: user.clone(),
+            session: session_id(identity),
+            used: Instant::now(),
+            sql: sql.to_string(),
+            transaction,
+            bound: None,
+            binding: 0,
+        };
+        state.prepared.insert(handle, prepared);
+        drop(state);
+        self.gauge();
+        Ok(handle)
+    }
+
+    pub fn prepared(&self, identity: &Identity, handle: &[u8]) -> Result<Prepared> {
+        let mut state = self.lock();
+        let prepared = state.prepared_mut(identity, handle)?;
+        prepared.used = Instant::now();
+        Ok(prepared.clone())
+    }
+
+    /// Binds values to it; those from before are gone.
+    pub fn bind(&self, identity: &Identity, handle: &[u8], bound: Option<Bound>) -> Result<()> {
+        let mut state = self.lock();
+        let prepared = state.prepared_mut(identity, handle)?;
+        prepared.bound = bound;
+        prepared.binding += 1;
+        Ok(())
+    }
+
+    pub fn close_prepared(&self, identity: &Identity, handle: &[u8]) -> Result<()> {
+        let mut state = self.lock();
+        state.prepared_mut(identity, handle)?;
+        Handle::from_bytes(handle).and_then(|handle| state.prepared.remove(&handle));
+        drop(state);
+        self.gauge();
+        Ok(())
+    }
+
+    /// What values bound to a statement may take.
+    pub fn parameters_size(&self) -> config::Size {
+        self.0.limits.parameters_size
+    }
+
+    // === sessions ===
+
+    /// The settings of the caller's session.
+    pub fn settings(&self, identity: &Identity) -> Settings {
+        let mut state = self.lock();
+        state.own(identity).map(|session| session.settings.clone()).unwrap_or_default()
+    }
+
+    pub fn set_settings(&self, identity: &Identity, settings: Settings) -> Result<()> {
+        let mut state = self.lock();
+        self.session(&mut state, identity)?.settings = settings;
+        Ok(())
+    }
+
+    /// A session for a caller without a login of ours: the value of the cookie that stands for it.
+    pub fn open(&self, identity: &mut Identity) -> Result<Option<String>> {
+        if identity.session.is_some() || self.lock().own(identity).is_some() {
+            return Ok(None);
+        }
+        let cookie = Handle::new().text();
+        let caller = Identity { cookie: Some(cookie.clone()), ..identity.clone() };
+        self.create(&mut self.lock(), &caller, &format!("{COOKIE}{cookie}"))?;
+        *identity = caller;
+        self.gauge();
+        Ok(Some(cookie))
+    }
+
+    /// Frees all that the caller's session holds. Whether there was one.
+    pub fn close(&self, identity: &Identity) -> bool {
+        let Some(id) = session_id(identity) else { return false };
+        let closed = Error::State("the session was closed".into());
+        let mut state = self.lock();
+        let ours = |session: &Option<String>, user: &str| session.as_ref() == Some(&id) && *user == identity.user;
+        let known = state.sessions.get(&id).is_some_and(|session| session.user == identity.user);
+        let session = if known { state.sessions.remove(&id) } else { None };
+        let mut lines: Vec<Line> = session.into_iter().filter_map(|session| session.home).collect();
+        state.transactions.retain(|_, open| {
+            let gone = ours(&open.session, &open.user);
+            lines.extend(gone.then(|| open.line.clone()));
+            !gone
+        });
+        state.prepared.retain(|_, kept| !ours(&kept.session, &kept.user));
+        drop(state);
+        lines.iter().for_each(|line| line.close(closed.clone()));
+        self.gauge();
+        known || !lines.is_empty()
+    }
+
+    /// Frees all that a user keeps.
+    pub fn close_of_user(&self, user: &str, by: &str) {
+        let mut state = self.lock();
+        let mut lines = Vec::new();
+        state.sessions.retain(|_, session| {
+            let gone = session.user == user;
+            lines.extend(session.home.take_if(|_| gone));
+            !gone
+        });
+        state.transactions.retain(|_, open| {
+            let gone = open.user == user;
+            lines.extend(gone.then(|| open.line.clone()));
+            !gone
+        });
+        state.prepared.retain(|_, kept| kept.user != user);
+        drop(state);
+        lines.iter().for_each(|line| line.close(Error::Killed(by.to_string())));
+        self.gauge();
+    }
+
+    /// What users keep, by user.
+    pub fn list(&self) -> Vec<Listed> {
+        let state = self.lock();
+        let mut users: HashMap<&str, Listed> = HashMap::new();
+        fn of<'a, 'm>(users: &'m mut HashMap<&'a str, Listed>, user: &'a str, idle: Duration) -> &'m mut Listed {
+            let idle = idle.as_secs_f64();
+            let listed = users.entry(user).or_insert_with(|| Listed {
+                user: user.to_string(),
+                idle_seconds: idle,
+                transactions: 0,
+                prepared_statements: 0,
+            });
+            listed.idle_seconds = listed.idle_seconds.min(idle);
+            listed
+        }
+        state.sessions.values().for_each(|session| {
+            let open = session.lent.is_none() && session.home.as_ref().is_some_and(Line::in_transaction);
+            of(&mut users, &session.user, session.used.elapsed()).transactions += usize::from(open);
+        });
+        state.transactions.values().for_each(|open| of(&mut users, &open.user, open.line.idle()).transactions += 1);
+        state.prepared.values().for_each(|kept| {
+            of(&mut users, &kept.user, kept.used.elapsed()).prepared_statements += 1;
+        });
+        users.into_values().collect()
+    }
+
+    /// The caller's session, which begins where it was not known.
+    fn session<'s>(&self, state: &'s mut State, identity: &Identity) -> Result<&'s mut Session> {
+        let known = session_id(identity).is_some_and(|id| state.sessions.contains_key(&id));
+        if let (false, Some(session)) = (known, &identity.session) {
+            self.create(state, identity, &session.id)?;
+            self.0.metrics.client_sessions.set(count(&state.sessions));
+        }
+        let session = state.own(identity).ok_or_else(|| {
+            Error::State(
+                "this needs a session: log in, or call SetSessionOptions and send its cookie with each call".into(),
+            )
+        })?;
+        session.used = Instant::now();
+        Ok(session)
+    }
+
+    fn create(&self, state: &mut State, identity: &Identity, id: &str) -> Result<()> {
+        let (user, limits) = (&identity.user, &self.0.limits);
+        let own = state.sessions.values().filter(|session| session.user == *user).count();
+        bounded(own, limits.sessions_per_user, "session.sessions_per_user", "sessions of this user are kept")?;
+        bounded(state.sessions.len(), limits.sessions, "session.sessions", "sessions are kept")?;
+        let session = Session {
+            user: user.clone(),
+            used: Instant::now(),
+            settings: Settings::default(),
+            home: None,
+            lent: None,
+            lapsed: false,
+        };
+        state.sessions.insert(id.to_string(), session);
+        Ok(())
+    }
+
+    /// Frees what was not used for too long.
+    async fn sweep(&self) {
+        let config::Session { idle_timeout, transaction_timeout, .. } = self.0.limits;
+        let is_over = |idle: Duration, limit: config::Span| limit.limit().is_some_and(|limit| idle > limit);
+        let (mut gone, mut lapsing) = (Vec::new(), Vec::new());
+        {
+            let mut state = self.lock();
+            let State { sessions, transactions, prepared } = &mut *state;
+            transactions.retain(|handle, open| {
+                let over = is_over(open.line.idle(), transaction_timeout);
+                if over {
+                    gone.push((open.line.clone(), self.lapsed()));
+                    // The connection has gone, too.
+                    let lent = sessions.values_mut().filter(|session| session.lent == Some(*handle));
+                    lent.for_each(|session| (session.home, session.lent) = (None, None));
+                }
+                !over
+            });
+            prepared.retain(|_, kept| !is_over(kept.used.elapsed(), idle_timeout));
+            sessions.retain(|_, session| {
+                let home = session.home.as_ref();
+                let idle = home.map_or(Duration::MAX, Line::idle).min(session.used.elapsed());
+                let open = session.lent.is_none() && home.is_some_and(Line::in_transaction);
+                if let (true, Some(line)) = (open && is_over(idle, transaction_timeout), home) {
+                    lapsing.push(line.clone());
+                    session.lapsed = true;
+                }
+                let over = session.lent.is_none() && is_over(idle, idle_timeout);
+                if let (true, Some(line)) = (over, home) {
+                    gone.push((line.clone(), Error::State("the session was idle for session.idle_timeout".into())));
+                }
+                !over
+            });
+        }
+        gone.into_iter().for_each(|(line, reason)| line.close(reason));
+        for line in lapsing {
+            // Its client is told by the next statement.
+            if let Err(error) = self.0.engine.end(&Rights::all("mallard"), &line, false).await {
+                tracing::debug!(%error, "an idle transaction could not be rolled back");
+            }
+        }
+        self.gauge();
+    }
+
+    fn gauge(&self) {
+        let state = self.lock();
+        let texts = state
+            .sessions
+            .values()
+            .filter(|session| session.lent.is_none() && session.home.as_ref().is_some_and(Line::in_transaction));
+        let open = state.transactions.len() + texts.count();
+        let metrics = &self.0.metrics;
+        metrics.client_sessions.set(count(&state.sessions));
+        metrics.transactions_open.set(i64::try_from(open).unwrap_or(i64::MAX));
+        metrics.prepared_statements.set(count(&state.prepared));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn own(&mut self, identity: &Identity) -> Option<&mut Session> {
+        self.sessions.get_mut(&session_id(identity)?).filter(|session| session.user == identity.user)
+    }
+
+    fn transaction(&self, user: &str, handle: Handle) -> Result<&Transaction> {
+        self.transactions.get(&handle).filter(|open| open.user == user).ok_or_else(|| {
+            Error::NotFound(
+                "no such transaction: it has ended, was idle for session.transaction_timeout, or never was".into(),
+            )
+        })
+    }
+
+    fn prepared_mut(&mut self, identity: &Identity, handle: &[u8]) -> Result<&mut Prepared> {
+        let known = Handle::from_bytes(handle).and_then(|handle| self.prepared.get_mut(&handle));
+        known.filter(|kept| kept.user == identity.user).ok_or_else(|| {
+            Error::NotFound(
+                "no such prepared statement: it was closed, was idle for session.idle_timeout, or never was".into(),
+            )
+        })
+    }
+}
+
+/// Tells ids of cookies from those of logins.
+const COOKIE: &str = "cookie ";
+
+fn session_id(identity: &Identity) -> Option<String> {
+    match (&identity.session, &identity.cookie) {
+        (Some(session), _) => Some(session.id.clone()),
+        (None, Some(cookie)) => Some(format!("{COOKIE}{cookie}")),
+        (None, None) => None,
+    }
+}
+
+fn bounded(there: usize, most: usize, key: &'static str, what: &str) -> Result<()> {
+    if there < most { Ok(()) } else { Err(Error::Limit { what: format!("{most} {what} already"), key }) }
+}
+
+fn count<K, V>(map: &HashMap<K, V>) -> i64 {
+    i64::try_from(map.len()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,211 @@
+//! Transactions: begun by the action or as a text, isolated, and never half seen.
+
+use std::time::Duration;
+
+use arrow_flight::sql::{ActionBeginSavepointRequest, EndTransaction, ProstMessageExt};
+use futures::TryStreamExt;
+use mallard::config::Span;
+use prost::Message;
+use tonic::Code;
+
+use super::{action, refused, table, table_in, update};
+use crate::support::{TestServer, USER, test_config, until, with_login, with_users};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_transaction_changes_is_seen_by_others_once_it_commits() {
+    let server = TestServer::start().await;
+    let (mut client, mut other) = (server.sql().await, server.sql().await);
+    update(&mut client, "CREATE TABLE t (i INTEGER)").await;
+    for (end, expected) in [(EndTransaction::Rollback, "0"), (EndTransaction::Commit, "2")] {
+        let transaction = client.begin_transaction().await.unwrap();
+        assert_eq!(server.metric("mallard_transactions_open").await, 1.0);
+        let inserted =
+            client.execute_update("INSERT INTO t VALUES (1)".into(), Some(transaction.clone())).await.unwrap();
+        assert_eq!(inserted, 1);
+        // DDL, which runs at GetFlightInfo, is a part of it, too.
+        table_in(&mut client, "CREATE TABLE IF NOT EXISTS u AS SELECT 1 AS i", Some(&transaction)).await;
+        let mut prepared =
+            client.prepare("INSERT INTO t SELECT i + 1 FROM u".into(), Some(transaction.clone())).await.unwrap();
+        assert_eq!(prepared.execute_update().await.unwrap(), 1);
+        assert_eq!(table_in(&mut client, "SELECT count(*) FROM t, u", Some(&transaction)).await, ["2"]);
+        // Without its handle a statement is not a part of it.
+        assert_eq!(table(&mut client, "SELECT count(*) FROM t").await, ["0"]);
+        assert_eq!(table(&mut other, "SELECT count(*) FROM t").await, ["0"]);
+        client.end_transaction(transaction.clone(), end).await.unwrap();
+        assert_eq!(table(&mut other, "SELECT count(*) FROM t").await, [expected]);
+        let (code, _) = refused(client.execute("SELECT 1".into(), Some(transaction.clone())).await);
+        assert_eq!(code, Code::NotFound);
+        assert_eq!(refused(client.end_transaction(transaction, end).await).0, Code::NotFound);
+    }
+    assert_eq!(server.metric("mallard_transactions_open").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statement_in_a_transaction_waits_until_the_rows_before_it_were_read() {
+    let mut config = test_config();
+    config.session.wait = Span(Duration::from_millis(200));
+    let server = TestServer::with(config).await;
+    let mut client = server.sql().await;
+    let transaction = client.begin_transaction().await.unwrap();
+    let sql = "SELECT range AS n, repeat('x', 100) AS s FROM range(3000000)";
+    let info = client.execute(sql.into(), Some(transaction.clone())).await.unwrap();
+    let mut stream = client.do_get(info.endpoint[0].ticket.clone().unwrap()).await.unwrap();
+    let mut seen = stream.try_next().await.unwrap().unwrap().num_rows();
+    let (code, says) = refused(client.execute("SELECT 1".into(), Some(transaction.clone())).await);
+    assert!(code == Code::ResourceExhausted && says.contains("session.wait"), "{code:?} {says}");
+    // And nothing has ended the rows: all are there.
+    while let Some(batch) = stream.try_next().await.unwrap() {
+        seen += batch.num_rows();
+    }
+    assert_eq!(seen, 3_000_000);
+    assert_eq!(table_in(&mut client, "SELECT 1", Some(&transaction)).await, ["1"]);
+    // A small answer is out of the way at once, read or not.
+    let info = client.execute("SELECT range FROM range(10)".into(), Some(transaction.clone())).await.unwrap();
+    let unread = client.do_get(info.endpoint[0].ticket.clone().unwrap()).await.unwrap();
+    assert_eq!(table_in(&mut client, "SELECT 2", Some(&transaction)).await, ["2"]);
+    drop(unread);
+    // A rollback ends what still runs.
+    let info = client.execute(sql.into(), Some(transaction.clone())).await.unwrap();
+    let mut stream = client.do_get(info.endpoint[0].ticket.clone().unwrap()).await.unwrap();
+    stream.try_next().await.unwrap().unwrap();
+    client.end_transaction(transaction, EndTransaction::Rollback).await.unwrap();
+    let mut end = Ok(());
+    while end.is_ok() {
+        match stream.try_next().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the rows ended as if they were all"),
+            Err(error) => end = Err(error),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn error_in_a_transaction_is_told_until_it_is_rolled_back() {
+    let server = TestServer::start().await;
+    let mut client = server.sql().await;
+    update(&mut client, "CREATE TABLE t (i INTEGER PRIMARY KEY)").await;
+    update(&mut client, "INSERT INTO t VALUES (1)").await;
+    let transaction = client.begin_transaction().await.unwrap();
+    client.execute_update("INSERT INTO t VALUES (2)".into(), Some(transaction.clone())).await.unwrap();
+    let (code, _) = refused(client.execute_update("INSERT INTO t VALUES (1)".into(), Some(transaction.clone())).await);
+    assert_eq!(code, Code::FailedPrecondition, "a constraint");
+    let (code, says) =
+        refused(client.execute_update("INSERT INTO t VALUES (3)".into(), Some(transaction.clone())).await);
+    assert!(code == Code::FailedPrecondition && says.contains("ROLLBACK"), "{code:?} {says}");
+    assert!(client.end_transaction(transaction, EndTransaction::Commit).await.is_err());
+    assert_eq!(table(&mut client, "SELECT count(*) FROM t").await, ["1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conflict_is_told_from_a_constraint() {
+    let server = TestServer::start().await;
+    let mut client = server.sql().await;
+    update(&mut client, "CREATE TABLE t AS SELECT 1 AS i").await;
+    let (first, second) = (client.begin_transaction().await.unwrap(), client.begin_transaction().await.unwrap());
+    client.execute_update("UPDATE t SET i = 2".into(), Some(first.clone())).await.unwrap();
+    let (code, says) = refused(client.execute_update("UPDATE t SET i = 3".into(), Some(second.clone())).await);
+    assert_eq!(code, Code::Aborted, "{says}");
+    client.end_transaction(first, EndTransaction::Commit).await.unwrap();
+    client.end_transaction(second, EndTransaction::Rollback).await.unwrap();
+    assert_eq!(table(&mut client, "SELECT i FROM t").await, ["2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_begin_and_end_the_transaction_of_a_session() {
+    let server = TestServer::with(with_login(test_config())).await;
+    let (mut client, mut other) = (server.sql_of(USER).await, server.sql_of(USER).await);
+    update(&mut client, "CREATE TABLE t (i INTEGER)").await;
+    for (end, expected) in [("ROLLBACK", "0"), ("COMMIT;", "2")] {
+        // In every way in which a client may send a text.
+        table(&mut client, "BEGIN TRANSACTION").await;
+        update(&mut client, "INSERT INTO t VALUES (1)").await;
+        let mut prepared = client.prepare("INSERT INTO t VALUES (2)".into(), None).await.unwrap();
+        prepared.execute().await.unwrap();
+        assert_eq!(table(&mut client, "SELECT count(*) FROM t").await, ["2"]);
+        assert_eq!(table(&mut other, "SELECT count(*) FROM t").await, ["0"], "another session of the same user");
+        let mut prepared = client.prepare(end.into(), None).await.unwrap();
+        prepared.execute_update().await.unwrap();
+        assert_eq!(table(&mut other, "SELECT count(*) FROM t").await, [expected]);
+    }
+    for (sql, code) in [
+        ("COMMIT", Code::FailedPrecondition),
+        ("ROLLBACK", Code::FailedPrecondition),
+        ("SAVEPOINT a", Code::Unimplemented),
+        ("RELEASE SAVEPOINT a", Code::Unimplemented),
+        ("ROLLBACK TO SAVEPOINT a", Code::Unimplemented),
+        ("BEGIN; DROP TABLE t", Code::InvalidArgument),
+    ] {
+        let refusal = refused(client.execute_update(sql.into(), None).await);
+        assert_eq!(refusal.0, code, "{sql}: {}", refusal.1);
+    }
+    update(&mut client, "BEGIN").await;
+    assert_eq!(refused(client.execute_update("BEGIN".into(), None).await).0, Code::FailedPrecondition);
+    update(&mut client, "ROLLBACK").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transaction_as_a_text_needs_a_session() {
+    let server = TestServer::start().await;
+    let mut client = server.sql().await;
+    for sql in ["BEGIN", "COMMIT", "CREATE TEMP TABLE t (i INTEGER)"] {
+        let (code, says) = refused(client.execute_update(sql.into(), None).await);
+        assert!(code == Code::FailedPrecondition && says.contains("session"), "{sql}: {code:?} {says}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn savepoints_are_answered_with_that_there_are_none() {
+    let server = TestServer::start().await;
+    let mut client = server.sql().await;
+    let transaction_id = client.begin_transaction().await.unwrap();
+    let body = ActionBeginSavepointRequest { transaction_id, name: "a".into() }.as_any().encode_to_vec();
+    let refusal = action(&mut client, "BeginSavepoint", body, &[]).await.unwrap_err();
+    assert!(refusal.code() == Code::Unimplemented && refusal.message().contains("savepoints"), "{refusal}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_transaction_is_rolled_back_and_its_client_is_told() {
+    let mut config = with_login(test_config());
+    config.session.transaction_timeout = Span(Duration::from_millis(300));
+    let server = TestServer::with(config).await;
+    let mut client = server.sql_of(USER).await;
+    update(&mut client, "CREATE TABLE t (i INTEGER)").await;
+    let transaction = client.begin_transaction().await.unwrap();
+    client.execute_update("INSERT INTO t VALUES (1)".into(), Some(transaction.clone())).await.unwrap();
+    until("it is rolled back", || async { server.metric("mallard_transactions_open").await == 0.0 }).await;
+    assert_eq!(refused(client.execute("SELECT 1".into(), Some(transaction)).await).0, Code::NotFound);
+    update(&mut client, "BEGIN").await;
+    update(&mut client, "INSERT INTO t VALUES (1)").await;
+    until("it is rolled back", || async { server.metric("mallard_transactions_open").await == 0.0 }).await;
+    // Not as if it were a statement of its own.
+    let (code, says) = refused(client.execute_update("INSERT INTO t VALUES (2)".into(), None).await);
+    assert!(code == Code::FailedPrecondition && says.contains("session.transaction_timeout"), "{code:?} {says}");
+    assert_eq!(refused(client.execute_update("COMMIT".into(), None).await).0, Code::FailedPrecondition);
+    assert_eq!(table(&mut client, "SELECT count(*) FROM t").await, ["0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transactions_are_their_users_alone_and_bounded() {
+    let users = [("ann", "writer"), ("bob", "writer"), ("eve", "reader")];
+    let mut config = with_users(with_login(test_config()), &users);
+    config.session.transactions_per_user = 2;
+    let server = TestServer::with(config).await;
+    let mut ann = server.sql_of("ann").await;
+    update(&mut ann, "CREATE TABLE t (i INTEGER)").await;
+    let transaction = ann.begin_transaction().await.unwrap();
+    let mut bob = server.sql_of("bob").await;
+    assert_eq!(refused(bob.execute("SELECT 1".into(), Some(transaction.clone())).await).0, Code::NotFound);
+    assert_eq!(refused(bob.end_transaction(transaction.clone(), EndTransaction::Commit).await).0, Code::NotFound);
+    assert_eq!(refused(ann.execute("SELECT 1".into(), Some(b"nothing".to_vec().into())).await).0, Code::NotFound);
+    ann.begin_transaction().await.unwrap();
+    let (code, says) = refused(ann.begin_transaction().await);
+    assert!(code == Code::ResourceExhausted && says.contains("session.transactions_per_user"), "{says}");
+    ann.end_transaction(transaction, EndTransaction::Rollback).await.unwrap();
+    ann.begin_transaction().await.unwrap();
+    // A reader's cannot write, whatever the text.
+    let mut eve = server.sql_of("eve").await;
+    let transaction = eve.begin_transaction().await.unwrap();
+    assert_eq!(table_in(&mut eve, "SELECT count(*) FROM t", Some(&transaction)).await, ["0"]);
+    let refusal = refused(eve.execute_update("INSERT INTO t VALUES (1)".into(), Some(transaction)).await);
+    assert_eq!(refusal.0, Code::PermissionDenied);
+}
