@@ -10,6 +10,14 @@ use crate::{
     error::{Error, Result},
 };
 
+/// The schema of Mallard's own tables in the database it serves. Nobody's rights reach into it.
+pub const OWN_SCHEMA: &str = "_mallard";
+
+/// Whether a name is that schema's, as DuckDB compares names.
+pub fn is_own_schema(name: &str) -> bool {
+    name.eq_ignore_ascii_case(OWN_SCHEMA)
+}
+
 /// What kinds of statements and calls are allowed, each role all of the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Role {
@@ -165,12 +173,17 @@ impl Rights {
         })
     }
 
+    /// The least rights that may read every table, for SQL that has a database of its own.
+    pub fn reader(user: &str) -> Arc<Self> {
+        Arc::new(Self { role: Role::Reader, role_name: Role::Reader.word().into(), ..(*Self::all(user)).clone() })
+    }
+
     pub fn may_read(&self, schema: &str, table: &str) -> bool {
-        self.read.matches(schema, table) || self.may_write(schema, table)
+        !is_own_schema(schema) && (self.read.matches(schema, table) || self.may_write(schema, table))
     }
 
     pub fn may_write(&self, schema: &str, table: &str) -> bool {
-        self.role >= Role::Writer && self.write.matches(schema, table)
+        !is_own_schema(schema) && self.role >= Role::Writer && self.write.matches(schema, table)
     }
 
     /// Whether there may be a table in that schema that they may read.

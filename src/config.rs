@@ -97,8 +97,15 @@ pub struct Ingest {
 #[derive(Debug, Clone)]
 pub struct Exchange {
     pub memory_limit: Size,
+    pub temp_size: Size,
     pub max_registered: usize,
+    pub versions: usize,
     pub max_running: usize,
+    pub max_stages: usize,
+    pub ready: usize,
+    pub stall_timeout: Span,
+    pub max_growth: usize,
+    pub tables: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -323,7 +330,18 @@ impl Default for Config {
                 debug: Vec::new(),
             },
             ingest: Ingest { workers: 2, preserve_order: true },
-            exchange: Exchange { memory_limit: Size::mib(512), max_registered: 1000, max_running: 16 },
+            exchange: Exchange {
+                memory_limit: Size::mib(512),
+                temp_size: Size::mib(1024),
+                max_registered: 1000,
+                versions: 8,
+                max_running: 16,
+                max_stages: 16,
+                ready: 2,
+                stall_timeout: Span(Duration::from_secs(60)),
+                max_growth: 1000,
+                tables: false,
+            },
             auth: Auth {
                 enabled: false,
                 allow_anonymous: false,
@@ -520,8 +538,36 @@ const KEYS: &[Key] = &[
         exchange.memory_limit,
         "DuckDB memory limit of one running SQL exchanger, which has an in-memory DuckDB of its own."
     ),
-    key!(exchange.max_registered, "How many exchangers clients may register."),
-    key!(exchange.max_running, "How many SQL exchangers may run at once, each with a DuckDB of its own."),
+    key!(
+        exchange.temp_size,
+        "What one running SQL exchanger may spill to disk, beside database.temp_directory. 0B keeps it in memory."
+    ),
+    key!(exchange.max_registered, "How many exchangers clients may register, each with all of its versions."),
+    key!(
+        exchange.versions,
+        "Versions of a registered exchanger that stay usable as NAME@VERSION; a newer one takes the oldest one's place."
+    ),
+    key!(
+        exchange.max_running,
+        "How many registered exchangers may run at once, each in a sandbox of its own: a DuckDB, or a WebAssembly instance."
+    ),
+    key!(exchange.max_stages, "Exchangers in one chain (a | b | c) at most."),
+    key!(
+        exchange.ready,
+        "Sandboxes of SQL exchangers that are opened ahead once one was used; a start then waits for none. 0 means none."
+    ),
+    key!(
+        exchange.stall_timeout,
+        "How long an exchanger may work without taking input or giving output before its stream is ended; waiting for the client does not count. 0s means no limit."
+    ),
+    key!(
+        exchange.max_growth,
+        "Rows that an exchanger may give per row it took, beyond the first million; more ends its stream. 0 means no limit."
+    ),
+    key!(
+        exchange.tables,
+        "Whether SQL exchangers may read tables of this server, those that their caller may read. They then run in its DuckDB and share its memory."
+    ),
     key!(auth.enabled, "Whether every Flight call needs an identity. Health checks never do."),
     key!(auth.allow_anonymous, "Allows listening on an address others can reach although auth.enabled is false."),
     key!(
@@ -1009,6 +1055,8 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
     for (key, value) in [
         ("database.batch_rows", config.database.batch_rows),
         ("ingest.workers", config.ingest.workers),
+        ("exchange.versions", config.exchange.versions),
+        ("exchange.max_stages", config.exchange.max_stages),
         ("limits.queries", config.limits.queries),
         ("limits.endpoints", config.limits.endpoints),
         ("limits.streams_per_connection", config.limits.streams_per_connection),

@@ -64,6 +64,14 @@ pub enum Error {
     Starting,
     #[error("{0}")]
     Unsupported(String),
+    /// An exchanger failed; the code is its cause's.
+    #[error("exchanger \"{name}\": {cause}{}", row.map(|row| format!(" (at row {row} of its input)")).unwrap_or_default())]
+    Exchanger {
+        name: String,
+        /// Counted from 1; the first of the rows that were worked on together.
+        row: Option<u64>,
+        cause: Arc<Error>,
+    },
     /// What a peer answered; its code is passed on.
     #[error("{peer}: {message}")]
     Remote { peer: String, code: Code, message: String },
@@ -99,6 +107,11 @@ impl Error {
         Self::Internal(message.to_string())
     }
 
+    /// The cause inside an exchanger, whose name is added where that is known; `row` counts from 1.
+    pub fn at_row(self, row: u64) -> Self {
+        Self::Exchanger { name: String::new(), row: Some(row), cause: Arc::new(self) }
+    }
+
     /// `how` is sent or taken.
     pub fn stalled(how: &str, limit: impl fmt::Display) -> Self {
         Self::Stalled(format!("the client has {how} nothing for limits.stall_timeout ({limit})"))
@@ -119,6 +132,7 @@ impl Error {
             Self::Conflict(_) | Self::Unverified(_) | Self::Abandoned(_) => Code::Aborted,
             Self::Draining | Self::Starting | Self::Unreachable(_) => Code::Unavailable,
             Self::Unsupported(_) => Code::Unimplemented,
+            Self::Exchanger { cause, .. } => cause.code(),
             Self::Remote { code, .. } => *code,
             Self::Io(_) | Self::InUse(_) => Code::FailedPrecondition,
             Self::Corrupt(_) => Code::DataLoss,

@@ -1,4 +1,4 @@
-//! `mallard exchange`
+//! `mallard exchange` and `mallard exchangers`
 
 use std::path::PathBuf;
 
@@ -7,6 +7,7 @@ use clap::Args;
 use super::{
     connect::LoginArguments,
     files::{self, OutputArguments},
+    running::{ListArguments, ask, show},
 };
 use crate::{access::Rights, error::Result, location::Location};
 
@@ -14,7 +15,9 @@ use crate::{access::Rights, error::Result, location::Location};
 pub(super) struct Arguments {
     /// Server, such as grpc://127.0.0.1:8815
     uri: Location,
-    /// Exchanger, as `mallard actions URI list_exchanges` lists them
+    /// Exchanger as `mallard exchangers` lists them: NAME or NAME@VERSION, with parameters as NAME {"key": value}; or a chain of
+    /// them, such as 'a | b'
+    #[arg(value_name = "CHAIN")]
     name: String,
     /// Send the rows of this file (Parquet, CSV, JSON or Arrow IPC, told by its ending)
     #[arg(long = "in", value_name = "FILE", required_unless_present = "query", conflicts_with = "query")]
@@ -37,4 +40,23 @@ pub(super) async fn run(arguments: Arguments) -> Result<()> {
     let client = arguments.login.connect(&arguments.uri).await?;
     let output = client.exchange(&arguments.name, input).await?;
     arguments.output.write("exchange", output).await
+}
+
+pub(super) async fn list(arguments: ListArguments) -> Result<()> {
+    let listed = ask(&arguments.login, &arguments.uri, "list_exchanges", &serde_json::Value::Null).await?;
+    let columns = [
+        "name",
+        "version",
+        "kind",
+        "owner",
+        "streams",
+        "uses",
+        "running",
+        "failed",
+        "rows_in",
+        "rows_out",
+        "description",
+    ];
+    show(&listed, &columns, arguments.json);
+    Ok(())
 }

@@ -64,6 +64,8 @@ enum Command {
     Put(put::Arguments),
     /// Send rows through an exchanger and show or save what comes back.
     Exchange(exchange::Arguments),
+    /// List a server's exchangers, and what each has done.
+    Exchangers(running::ListArguments),
     /// Make one server pull a table or query from another, verified by count and hash.
     Transfer(transfer::Arguments),
     /// List a server's actions, or run one.
@@ -102,6 +104,7 @@ impl Command {
             Self::Query(_) => "mallard query",
             Self::Put(_) => "mallard put",
             Self::Exchange(_) => "mallard exchange",
+            Self::Exchangers(_) => "mallard exchangers",
             Self::Transfer(_) => "mallard transfer",
             Self::Actions(_) => "mallard actions",
             Self::Queries(_) => "mallard queries",
@@ -181,6 +184,7 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Query(arguments) => query::run(arguments).await.map(done),
         Command::Put(arguments) => put::run(arguments).await.map(done),
         Command::Exchange(arguments) => exchange::run(arguments).await.map(done),
+        Command::Exchangers(arguments) => exchange::list(arguments).await.map(done),
         Command::Transfer(arguments) => transfer::run(arguments).await.map(done),
         Command::Actions(arguments) => actions::run(arguments).await.map(done),
         Command::Queries(arguments) => running::queries(arguments).await.map(done),

@@ -11,16 +11,16 @@ use crate::{
     location::Location,
 };
 
-/// Of `queries` and of `sessions`.
+/// Of `queries`, of `sessions` and of `exchangers`.
 #[derive(Args)]
 pub(super) struct ListArguments {
     /// Server, such as grpc://127.0.0.1:8815
-    uri: Location,
+    pub(super) uri: Location,
     /// One JSON object a line
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
-    login: LoginArguments,
+    pub(super) login: LoginArguments,
 }
 
 #[derive(Args)]
@@ -60,14 +60,14 @@ pub(super) async fn kill(arguments: KillArguments) -> Result<()> {
     Ok(())
 }
 
-async fn ask(login: &LoginArguments, uri: &Location, action: &str, body: &Value) -> Result<Vec<Value>> {
+pub(super) async fn ask(login: &LoginArguments, uri: &Location, action: &str, body: &Value) -> Result<Vec<Value>> {
     let client = login.connect(uri).await?;
     let results: Vec<_> = client.action(action, body).await?.try_collect().await?;
     let parsed = results.iter().map(|result| serde_json::from_slice(result));
     parsed.collect::<Result<_, _>>().map_err(|error| Error::Stream(format!("the answer is not JSON: {error}")))
 }
 
-fn show(listed: &[Value], columns: &[&str], json: bool) {
+pub(super) fn show(listed: &[Value], columns: &[&str], json: bool) {
     if json {
         listed.iter().for_each(|one| println!("{one}"));
         return;
@@ -77,6 +77,7 @@ fn show(listed: &[Value], columns: &[&str], json: bool) {
     for one in listed {
         table.add_row(columns.iter().map(|column| match &one[*column] {
             Value::String(text) => text.clone(),
+            Value::Null => String::new(),
             Value::Number(number) if number.is_f64() => format!("{:.1}", number.as_f64().unwrap_or_default()),
             other => other.to_string(),
         }));

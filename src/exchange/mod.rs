@@ -1,154 +1,104 @@
-//! Exchangers: named functions from a stream to a stream, built in or registered by clients.
+//! Exchangers: named functions from a stream to a stream, built in or registered by clients, alone or in chains.
+//!
+//! An [`Exchanger`] knows how to transform; everything around it is the same for all kinds and lies in front of it:
+//! [`chain`] says what a text asks for, [`registry`] who registered what in which version and keeps it, [`watch`] counts
+//! what passes, cuts what stalls or floods, and says whose error it was.
 
 mod builtin;
+mod chain;
+mod definition;
+mod registry;
 mod sql;
+mod statistics;
+mod watch;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
-use sql::{Permits, SqlExchanger};
+pub use chain::{Chain, is_name};
+pub use definition::{Definition, Registration};
+pub use registry::{Listed, Registry};
 
 use crate::{
-    config::Config,
+    access::Rights,
     error::{Error, Result},
     stream::RecordBatchStream,
-    telemetry::Metrics,
 };
 
 /// A named stream -> stream function. The output starts before the input ends unless its nature forbids it, and the
 /// memory held does not grow with the stream.
 pub trait Exchanger: Send + Sync {
-    /// One line for people.
-    fn description(&self) -> &str;
+    fn kind(&self) -> Kind;
 
-    /// `builtin` or `sql`.
-    fn kind(&self) -> &'static str;
+    /// What listings say of it.
+    fn about(&self) -> &About;
 
-    /// Starts the exchange; the output's schema is known when this returns.
-    fn start(&self, input: RecordBatchStream) -> BoxFuture<'static, Result<RecordBatchStream>>;
+    /// Starts the exchange; the output's schema is known when this returns. Dropping the output ends it.
+    ///
+    /// An error is told as what went wrong ([`Error::invalid`]), with [`Error::at_row`] where the row of the input is
+    /// known; where it is not, the first row of the batch that was taken last is named. The name is added outside.
+    fn start(&self, input: RecordBatchStream, run: Run) -> BoxFuture<'static, Result<RecordBatchStream>>;
 }
 
-/// What `list_exchanges` tells of one exchanger.
-#[derive(Debug, Clone, Serialize, PartialEq, Eq)]
-pub struct Listed {
-    pub name: String,
-    pub kind: &'static str,
+/// One use of an exchanger.
+#[derive(Debug, Clone)]
+pub struct Run {
+    pub arguments: Arguments,
+    /// Those of the caller.
+    pub rights: Arc<Rights>,
+}
+
+/// What runs an exchanger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    BuiltIn,
+    Sql,
+    Wasm,
+}
+
+impl Kind {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::BuiltIn => "builtin",
+            Self::Sql => "sql",
+            Self::Wasm => "wasm",
+        }
+    }
+}
+
+/// What an exchanger is, for people and for programs that choose one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct About {
+    /// One line.
     pub description: String,
+    /// What the input has to be.
+    pub input: String,
+    /// The rule by which the output's schema follows from the input's.
+    pub output: String,
+    /// Whether answers flow while input still arrives, with memory that does not grow.
+    pub streams: bool,
+    /// Its parameters, as the JSON that a descriptor may give.
+    pub params: Map<String, Value>,
 }
 
-/// Bytes; a description is one line for people.
-const MAX_DESCRIPTION: usize = 4096;
+/// The parameters that a use gives.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Arguments(pub Map<String, Value>);
 
-/// The exchangers of one server, by name. Cheap to clone.
-#[derive(Clone)]
-pub struct Registry(Arc<Inner>);
-
-struct Inner {
-    exchangers: RwLock<BTreeMap<String, Arc<dyn Exchanger>>>,
-    permits: Permits,
-    config: Config,
-    metrics: Metrics,
-}
-
-impl Registry {
-    pub fn new(config: &Config, metrics: Metrics) -> Self {
-        let exchangers = RwLock::new(builtin::all());
-        let permits = Permits::new(config.exchange.max_running);
-        Self(Arc::new(Inner { exchangers, permits, config: config.clone(), metrics }))
+impl Arguments {
+    /// As a struct with `deny_unknown_fields`, so that an unknown one is an error that names it.
+    pub fn read<T: DeserializeOwned>(self) -> Result<T> {
+        serde_json::from_value(Value::Object(self.0)).map_err(|error| Error::invalid(format!("parameters: {error}")))
     }
 
-    pub fn get(&self, name: &str) -> Option<Arc<dyn Exchanger>> {
-        self.read().get(name).cloned()
-    }
-
-    /// The error for a name that is not there: it lists those that are.
-    pub fn unknown(&self, name: &str) -> Error {
-        let known: Vec<String> = self.read().keys().cloned().collect();
-        Error::NotFound(format!("exchanger \"{name}\" not found; there are {}", known.join(", ")))
-    }
-
-    pub fn list(&self) -> Vec<Listed> {
-        let exchangers = self.read();
-        let listed = exchangers.iter().map(|(name, exchanger)| Listed {
-            name: name.clone(),
-            kind: exchanger.kind(),
-            description: exchanger.description().to_string(),
-        });
-        listed.collect()
-    }
-
-    /// Registers a SELECT over the relation `input`.
-    pub async fn add_sql(&self, name: &str, sql: &str, description: Option<String>) -> Result<()> {
-        check_name(name)?;
-        if description.as_ref().is_some_and(|text| text.len() > MAX_DESCRIPTION) {
-            return Err(Error::invalid(format!("the description is longer than {MAX_DESCRIPTION} bytes")));
-        }
-        self.check_free(name)?;
-        let exchanger = SqlExchanger::new(sql, description, &self.0.config, self.0.permits.clone()).await?;
-        let mut exchangers = self.0.exchangers.write().unwrap_or_else(PoisonError::into_inner);
-        let registered = exchangers.values().filter(|exchanger| exchanger.kind() != builtin::KIND).count();
-        let limit = self.0.config.exchange.max_registered;
-        if registered >= limit {
-            let what = format!("{limit} exchangers are registered already");
-            return Err(Error::Limit { what, key: "exchange.max_registered" });
-        }
-        if exchangers.contains_key(name) {
-            return Err(exists(name));
-        }
-        exchangers.insert(name.to_string(), Arc::new(exchanger));
-        self.0.metrics.exchangers.set(registered as i64 + 1);
-        Ok(())
-    }
-
-    /// Forgets an exchanger; running exchanges keep theirs.
-    pub fn remove(&self, name: &str) -> Result<()> {
-        let mut exchangers = self.0.exchangers.write().unwrap_or_else(PoisonError::into_inner);
-        match exchangers.get(name).map(|exchanger| exchanger.kind()) {
-            None => {
-                drop(exchangers);
-                Err(self.unknown(name))
-            }
-            Some(builtin::KIND) => {
-                Err(Error::invalid(format!("exchanger \"{name}\" is built in and cannot be dropped")))
-            }
-            Some(_) => {
-                exchangers.remove(name);
-                self.0.metrics.exchangers.dec();
-                Ok(())
-            }
+    /// For exchangers that have none.
+    pub fn none(&self) -> Result<()> {
+        match self.0.keys().next() {
+            None => Ok(()),
+            Some(unknown) => Err(Error::invalid(format!("parameters: unknown field `{unknown}`; there are none"))),
         }
     }
-
-    fn check_free(&self, name: &str) -> Result<()> {
-        if self.read().contains_key(name) { Err(exists(name)) } else { Ok(()) }
-    }
-
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Arc<dyn Exchanger>>> {
-        self.0.exchangers.read().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn exists(name: &str) -> Error {
-    Error::Exists(format!("exchanger \"{name}\" already exists; drop it first"))
-}
-
-/// Whether a text is a name and not SQL: letters, digits, `_`, `-` and `.`, at most 64, a letter or `_` first.
-pub fn is_name(text: &str) -> bool {
-    text.len() <= 64
-        && text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
-}
-
-fn check_name(name: &str) -> Result<()> {
-    if is_name(name) {
-        return Ok(());
-    }
-    Err(Error::invalid(format!(
-        "\"{name}\" is not an exchanger's name: letters, digits, _ - and ., at most 64, a letter or _ first"
-    )))
 }

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use futures::{FutureExt, future::BoxFuture};
+use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::Exchanger;
+use super::{About, Exchanger, Kind, Run};
 use crate::{
     config::Config,
     engine::{Engine, guard::BuiltIns},
@@ -14,64 +15,80 @@ use crate::{
     stream::RecordBatchStream,
 };
 
-/// One permit for each DuckDB that runs an exchanger, and for each that checks one.
+/// What the SQL exchangers of one server share. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Permits {
+pub(super) struct Sandboxes {
+    config: Arc<Config>,
     running: Arc<Semaphore>,
     checking: Arc<Semaphore>,
-}
-
-impl Permits {
-    pub(super) fn new(max_running: usize) -> Self {
-        // A check takes milliseconds; those that come at once wait for each other.
-        Self { running: Arc::new(Semaphore::new(max_running)), checking: Arc::new(Semaphore::new(2)) }
-    }
-}
-
-pub(super) struct SqlExchanger {
-    sql: String,
-    description: String,
-    config: Config,
-    running: Arc<Semaphore>,
-    /// Asked when it was registered, and not at each start.
+    /// What every DuckDB of this process has built in: asked for once, and not at each start of one.
     built_ins: Arc<BuiltIns>,
+    #[expect(dead_code, reason = "it is what exchangers with tables read")]
+    engine: Arc<Engine>,
 }
 
-impl SqlExchanger {
+impl Sandboxes {
+    pub(super) fn new(config: &Config, engine: Arc<Engine>) -> Self {
+        Self {
+            config: Arc::new(config.clone()),
+            running: Arc::new(Semaphore::new(config.exchange.max_running)),
+            // A check takes milliseconds; those that come at once wait for each other.
+            checking: Arc::new(Semaphore::new(2)),
+            built_ins: engine.built_ins(),
+            engine,
+        }
+    }
+
     /// Checks that `sql` is one SELECT. What it reads is known only with an input.
-    pub(super) async fn new(
+    pub(super) async fn exchanger(
+        &self,
         sql: &str,
+        params: Map<String, Value>,
         description: Option<String>,
-        config: &Config,
-        Permits { running, checking }: Permits,
-    ) -> Result<Self> {
-        let permit = checking.acquire_owned().await.map_err(Error::internal)?;
-        let sandbox = Sandbox::open(config, permit, None).await?;
+    ) -> Result<Arc<dyn Exchanger>> {
+        let permit = self.checking.clone().acquire_owned().await.map_err(Error::internal)?;
+        let sandbox = self.open(permit).await?;
         sandbox.engine().check_transformation(sql).await?;
         let description = description.unwrap_or_else(|| sql.split_whitespace().collect::<Vec<_>>().join(" "));
-        let built_ins = sandbox.engine().built_ins();
-        Ok(Self { sql: sql.to_string(), description, config: config.clone(), running, built_ins })
+        let (input, output) = ("the columns that the SELECT names", "the SELECT's");
+        let about = About { description, input: input.into(), output: output.into(), streams: true, params };
+        Ok(Arc::new(SqlExchanger { sql: sql.to_string(), about, sandboxes: self.clone() }))
     }
+
+    /// The permit is given back when the engine is closed.
+    async fn open(&self, permit: OwnedSemaphorePermit) -> Result<Sandbox> {
+        let (config, known) = (self.config.clone(), self.built_ins.clone());
+        let opened = tokio::task::spawn_blocking(move || {
+            Engine::open_sandbox(config.exchange.memory_limit, &config, Some(known))
+        });
+        opened.await.map_err(Error::internal)?.map(|engine| Sandbox(Some((engine, permit))))
+    }
+}
+
+struct SqlExchanger {
+    sql: String,
+    about: About,
+    sandboxes: Sandboxes,
 }
 
 impl Exchanger for SqlExchanger {
-    fn description(&self) -> &str {
-        &self.description
+    fn kind(&self) -> Kind {
+        Kind::Sql
     }
 
-    fn kind(&self) -> &'static str {
-        "sql"
+    fn about(&self) -> &About {
+        &self.about
     }
 
-    fn start(&self, input: RecordBatchStream) -> BoxFuture<'static, Result<RecordBatchStream>> {
-        let (sql, config, running) = (self.sql.clone(), self.config.clone(), self.running.clone());
-        let built_ins = self.built_ins.clone();
+    fn start(&self, input: RecordBatchStream, run: Run) -> BoxFuture<'static, Result<RecordBatchStream>> {
+        let (sql, sandboxes) = (self.sql.clone(), self.sandboxes.clone());
         async move {
-            let permit = running.try_acquire_owned().map_err(|_| Error::Limit {
-                what: format!("{} SQL exchangers run already", config.exchange.max_running),
+            run.arguments.none()?;
+            let permit = sandboxes.running.clone().try_acquire_owned().map_err(|_| Error::Limit {
+                what: format!("{} SQL exchangers run already", sandboxes.config.exchange.max_running),
                 key: "exchange.max_running",
             })?;
-            let sandbox = Sandbox::open(&config, permit, Some(built_ins)).await?;
+            let sandbox = sandboxes.open(permit).await?;
             let output = sandbox.engine().transform(&sql, input).await?;
             Ok(output.holding(sandbox))
         }
@@ -83,14 +100,6 @@ impl Exchanger for SqlExchanger {
 struct Sandbox(Option<(Engine, OwnedSemaphorePermit)>);
 
 impl Sandbox {
-    /// The permit is given back when the engine is closed.
-    async fn open(config: &Config, permit: OwnedSemaphorePermit, known: Option<Arc<BuiltIns>>) -> Result<Self> {
-        let config = config.clone();
-        let opened =
-            tokio::task::spawn_blocking(move || Engine::open_sandbox(config.exchange.memory_limit, &config, known));
-        opened.await.map_err(Error::internal)?.map(|engine| Self(Some((engine, permit))))
-    }
-
     fn engine(&self) -> &Engine {
         &self.0.as_ref().expect("taken only when dropped").0
     }

@@ -24,7 +24,11 @@ use crate::{
     client::Trust,
     engine::{Kill, RunningStatement},
     error::{Error, Result},
+<<<<<<< HEAD
     session::Listed,
+=======
+    exchange::Registration,
+>>>>>>> 61a5e45 (Exchangers have versions and owners, are kept across restarts, and pass streams on in chains)
     transfer::{self, Transfer},
 };
 
@@ -43,17 +47,20 @@ const ACTIONS: [Described; 21] = [
     Described {
         name: "add_exchange",
         role: Role::Writer,
-        text: "registers an exchanger; body: {\"name\": text, \"sql\": one SELECT over the relation input, \"description\"?: text}",
+        text: "registers an exchanger; body: {\"name\": text, \"sql\": one SELECT over the relation input | \"wasm\": a module in base64, \
+         \"description\"?: text, \"params\"?: {name: default | {\"type\": text, \"default\"?: value}}, \"replace\"?: bool}; \
+         result: {\"name\", \"version\"}",
     },
     Described {
         name: "drop_exchange",
         role: Role::Writer,
-        text: "forgets a registered exchanger; body: {\"name\": text}",
+        text: "forgets a registered exchanger; body: {\"name\": NAME, or NAME@VERSION}",
     },
     Described {
         name: "list_exchanges",
         role: Role::Reader,
-        text: "one JSON result per exchanger: {\"name\", \"kind\", \"description\"}; no body",
+        text: "one JSON result per version of an exchanger: {\"name\", \"version\", \"kind\", \"description\", \"owner\", \"input\", \"output\", \
+         \"streams\", \"params\", \"uses\", \"running\", \"failed\", \"rows_in\", \"rows_out\", \"bytes_in\", \"bytes_out\", \"broken\"?}; no body",
     },
     Described {
         name: "transfer",
@@ -152,14 +159,6 @@ pub(super) fn list(rights: &Rights) -> Vec<ActionType> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct AddExchange {
-    name: String,
-    sql: String,
-    description: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct DropExchange {
     name: String,
 }
@@ -181,20 +180,17 @@ impl Flight {
         identity.rights.require(known.role, name)?;
         match name {
             "add_exchange" => {
-                let AddExchange { name, sql, description } = from_json(name, body)?;
-                self.exchangers.add_sql(&name, &sql, description).await?;
-                Ok(one(format!("registered exchanger {name}")))
+                let registration: Registration = from_json(name, body)?;
+                let name = registration.name.clone();
+                let version = self.exchangers.register(&identity.rights, registration).await?;
+                Ok(each([json!({"name": name, "version": version})]))
             }
             "drop_exchange" => {
                 let DropExchange { name } = from_json(name, body)?;
-                self.exchangers.remove(&name)?;
+                self.exchangers.remove(&identity.rights, &name).await?;
                 Ok(one(format!("dropped exchanger {name}")))
             }
-            "list_exchanges" => {
-                let listed = self.exchangers.list().into_iter();
-                let listed = listed.filter(|entry| identity.rights.may_exchange(&entry.name));
-                Ok(each(listed))
-            }
+            "list_exchanges" => Ok(each(self.exchangers.list(&identity.rights))),
             "transfer" => {
                 let request: transfer::Request = from_json(name, body)?;
                 // No certificate is shown: the server's own identity is not its clients' to use.

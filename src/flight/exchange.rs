@@ -1,4 +1,4 @@
-//! DoExchange: a stream through an exchanger, or the rows of SQL.
+//! DoExchange: a stream through exchangers, or the rows of SQL.
 
 use super::{
     command::Command,
@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    exchange::is_name,
+    exchange::Chain,
     stream::RecordBatchStream,
     telemetry::Direction,
     wire::Upload,
@@ -24,18 +24,11 @@ impl Flight {
                 return Err(Error::invalid("DoExchange takes a CMD descriptor: an exchanger's name, or SQL"));
             }
         };
-        let output = match self.exchangers.get(text.trim()) {
-            Some(_) if !identity.rights.may_exchange(text.trim()) => {
-                return Err(identity.rights.denied("grant", format!("no grant to use the exchanger {}", text.trim())));
-            }
-            Some(exchanger) => {
-                let mut underway = self.metrics.exchange(exchanger.kind());
+        let output = match Chain::read(&text).transpose()? {
+            Some(chain) => {
                 let input = counted(call, Direction::Received, upload.batches().await?);
-                let output =
-                    exchanger.start(input).await.inspect_err(|error| underway.end::<()>(&Err(error.clone())))?;
-                output.ending(move |outcome| underway.end(&outcome))
+                self.exchangers.run(&identity.rights, &chain, input).await?
             }
-            None if is_name(text.trim()) => return Err(self.exchangers.unknown(text.trim())),
             // The input, if there is one, is not read; the answer's end closes it.
             None => self.engine.query(&identity.rights, &text).await?,
         };

@@ -44,8 +44,13 @@ pub struct Flight {
 }
 
 impl Flight {
-    pub fn new(config: &Config, engine: Arc<Engine>, authenticator: Authenticator, metrics: Metrics) -> Self {
-        let exchangers = Registry::new(config, metrics.clone());
+    pub fn new(
+        config: &Config,
+        engine: Arc<Engine>,
+        authenticator: Authenticator,
+        exchangers: Registry,
+        metrics: Metrics,
+    ) -> Self {
         let shared = SharedResults::new(config.limits.shared_results);
         let sessions = Sessions::new(&config.session, engine.clone(), metrics.clone());
         let config = Arc::new(config.clone());

@@ -23,6 +23,7 @@ use crate::{
     config::Config,
     engine::Engine,
     error::{Error, Result},
+    exchange::Registry,
     flight::{Flight, Router},
     location::Location,
     reload::{Files, Reloads},
@@ -123,7 +124,8 @@ impl Server {
         let (open_config, open_metrics) = (config.clone(), metrics.clone());
         let engine = tokio::task::spawn_blocking(move || Engine::open(&open_config, open_metrics));
         let engine = Arc::new(engine.await.map_err(Error::internal)??);
-        let flight = Flight::new(&config, engine.clone(), authenticator, metrics.clone());
+        let exchangers = Registry::load(&config, engine.clone(), metrics.clone()).await?;
+        let flight = Flight::new(&config, engine.clone(), authenticator, exchangers, metrics.clone());
         gate.open(Router::new(&config, flight), engine.clone());
         report(&health, ServingStatus::Serving).await;
         let broken = engine.broken();

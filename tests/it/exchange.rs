@@ -16,7 +16,7 @@ use tonic::Code;
 
 use crate::support::{TestServer, collect, people, row, rows, run, test_config, until};
 
-async fn act(client: &Client, name: &str, body: Value) -> Result<Vec<String>, mallard::error::Error> {
+pub(crate) async fn act(client: &Client, name: &str, body: Value) -> Result<Vec<String>, mallard::error::Error> {
     let mut results = client.action(name, &body).await?.boxed();
     let mut texts = Vec::new();
     while let Some(result) = results.next().await {

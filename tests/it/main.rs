@@ -17,6 +17,7 @@ mod corruption;
 mod crash;
 mod endpoints;
 mod exchange;
+mod exchangers;
 mod faults;
 mod flight_sql;
 mod floods;

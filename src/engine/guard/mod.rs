@@ -20,7 +20,7 @@ pub(super) use tokens::Token;
 
 use super::{Shared, catalog::TableName, statement};
 use crate::{
-    access::{Rights, Role},
+    access::{OWN_SCHEMA, Rights, Role, is_own_schema},
     error::Result,
 };
 use tokens::is_word;
@@ -34,6 +34,7 @@ pub(super) fn admit(
 ) -> Result<Statement<'static>> {
     let tokens = tokens::read(shared, connection, sql)?;
     let parsed = statement::parse(shared, connection, sql)?;
+    check_own(&tokens, rights)?;
     check_words(shared, &tokens, rights)?;
     let kind = statement::kind(&parsed)?;
     let (tokens, kind) = match kind {
@@ -58,6 +59,59 @@ fn is_narrow(rights: &Rights) -> bool {
 pub(super) fn check_names(rights: &Rights, moved: bool) -> Result<()> {
     if moved && is_narrow(rights) {
         return Err(rights.denied("grant", "another schema than main by default needs grants on everything"));
+    }
+    Ok(())
+}
+
+/// Functions that take a table's name as a text, which need not stand there as it is.
+const BY_TEXT: [&str; 6] =
+    ["duckdb_table_sample", "histogram", "histogram_values", "pragma_show", "pragma_storage_info", "pragma_table_info"];
+
+/// Nobody names the server's own schema: not as a name, nor in a text where that is taken for a table's name, nor by
+/// putting such a text together.
+fn check_own(tokens: &[Token<'_>], rights: &Rights) -> Result<()> {
+    for (at, token) in tokens.iter().enumerate() {
+        if token.is_name() && is_own_schema(&token.identifier()) {
+            return Err(rights.denied("own", format!("{OWN_SCHEMA} is the server's own")));
+        }
+        let first = at == 0
+            && ["set", "use", "pragma", "call"].iter().any(|word| is_word(Some(token), word))
+            && !is_word(tokens.get(1), "variable");
+        let opened = tokens.get(at + 1).is_some_and(|next| next.text.starts_with('('));
+        if first || (opened && BY_TEXT.contains(&token.name().as_str()) && is_in_from(&tokens[..at])) {
+            check_plain(&tokens[at + 1..], !first, &token.name(), rights)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a table stands behind these tokens; there are aggregates of the same names.
+fn is_in_from(before: &[Token<'_>]) -> bool {
+    let clauses = ["by", "from", "having", "join", "on", "qualify", "returning", "select", "values", "where"];
+    let last = before.iter().rfind(|token| token.is_keyword() && clauses.contains(&token.name().as_str()));
+    last.is_none_or(|token| matches!(token.name().as_str(), "from" | "join"))
+}
+
+/// The arguments of what takes a table's name as a text: up to the bracket that closes them, or all of the statement.
+fn check_plain(arguments: &[Token<'_>], bracketed: bool, what: &str, rights: &Rights) -> Result<()> {
+    let mut depth = 0_i32;
+    for token in arguments {
+        if token.is_operator() {
+            for character in token.text.chars() {
+                depth += i32::from(character == '(') - i32::from(character == ')');
+            }
+        }
+        let text = token.text.to_lowercase();
+        if !token.is_name() && text.contains(OWN_SCHEMA) {
+            return Err(rights.denied("own", format!("{OWN_SCHEMA} is the server's own")));
+        }
+        // Put together, escaped, or given from elsewhere.
+        if depth > 1 || text == "||" || text.contains('\\') || text.starts_with(['$', '?']) {
+            return Err(rights.denied("own", format!("{what} takes plain names and texts only")));
+        }
+        if bracketed && depth <= 0 {
+            break;
+        }
     }
     Ok(())
 }
@@ -106,6 +160,9 @@ fn check_name(
     allowed: fn(&Rights, &str, &str) -> bool,
     verb: &str,
 ) -> Result<()> {
+    if parts.iter().any(|part| is_own_schema(part)) {
+        return Err(rights.denied("own", format!("{OWN_SCHEMA} is the server's own")));
+    }
     let own = |name: &str| name.eq_ignore_ascii_case(database);
     let allowed = match parts {
         [table] => allowed(rights, "main", table),

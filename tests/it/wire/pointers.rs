@@ -8,7 +8,13 @@ use arrow_array::{
 };
 use arrow_buffer::{BooleanBuffer, Buffer, MutableBuffer, NullBuffer, ScalarBuffer};
 use arrow_schema::DataType;
-use mallard::{config::Config, exchange::Registry, telemetry::Metrics};
+use mallard::{
+    access::Rights,
+    config::Config,
+    engine::Engine,
+    exchange::{Chain, Registry},
+    telemetry::Metrics,
+};
 
 use super::*;
 
@@ -135,8 +141,11 @@ async fn what_goes_through_processed_is_copied_once_on_the_way_in_and_never_on_t
     let arrived = Arc::new(Mutex::new(Vec::new()));
     let seen = arrived.clone();
     let input = upload.batches().await.unwrap().inspect(move |batch| seen.lock().unwrap().extend(places(batch)));
-    let processed = Registry::new(&Config::default(), Metrics::new("")).get("processed").unwrap();
-    let output = processed.start(input).await.unwrap();
+    let (config, metrics) = (Config::default(), Metrics::new(""));
+    let engine = Arc::new(Engine::open(&config, metrics.clone()).unwrap());
+    let exchangers = Registry::load(&config, engine, metrics).await.unwrap();
+    let processed = Chain::parse("processed").unwrap();
+    let output = exchangers.run(&Rights::all("someone"), &processed, input).await.unwrap();
     let response = wire::respond(std::future::ready(Ok(output)), sending(1 << 30, Compression::None));
     let (segments, trailers) = drain(response.into_body()).await;
 

@@ -1,0 +1,204 @@
+//! Registered exchangers: versions, owners, what is kept, and chains.
+
+use futures::StreamExt;
+use mallard::{client::Client, config::Config, server::Server, stream::RecordBatchStream};
+use serde_json::{Value, json};
+use tonic::Code;
+
+use crate::{
+    exchange::act,
+    support::{TestServer, collect, people, row, rows, run, test_config, with_login, with_users},
+};
+
+async fn listed(client: &Client) -> Vec<Value> {
+    let listed = act(client, "list_exchanges", Value::Null).await.unwrap();
+    listed.iter().map(|one| serde_json::from_str(one).unwrap()).collect()
+}
+
+/// The columns' names of what comes back.
+async fn columns(client: &Client, chain: &str) -> Vec<String> {
+    let answer = client.exchange(chain, people(2, 10)).await.unwrap_or_else(|error| panic!("{chain}: {error}"));
+    let schema = answer.schema();
+    collect(answer).await.unwrap();
+    schema.fields().iter().map(|field| field.name().clone()).collect()
+}
+
+async fn refusal(client: &Client, chain: &str) -> mallard::error::Error {
+    match client.exchange(chain, people(2, 10)).await {
+        Ok(answer) => collect(answer).await.expect_err(chain),
+        Err(error) => error,
+    }
+}
+
+/// One batch, and then nothing, without an end.
+fn open_end() -> RecordBatchStream {
+    let one = people(1, 10_000);
+    RecordBatchStream::new(one.schema(), one.chain(futures::stream::pending()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_version_takes_over_at_once_and_what_runs_keeps_its_own() {
+    let mut config = test_config();
+    config.exchange.versions = 2;
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    let add = |sql: &str| json!({"name": "v", "sql": sql, "replace": true});
+    let added = act(&client, "add_exchange", add("SELECT id AS one FROM input")).await.unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&added[0]).unwrap(), json!({"name": "v", "version": 1}));
+    let mut running = client.exchange("v", open_end()).await.unwrap();
+    act(&client, "add_exchange", add("SELECT id AS two FROM input")).await.unwrap();
+    assert_eq!(columns(&client, "v").await, ["two"]);
+    assert_eq!(columns(&client, "v@1").await, ["one"]);
+    act(&client, "add_exchange", add("SELECT id AS three FROM input")).await.unwrap();
+    assert_eq!(columns(&client, "v").await, ["three"]);
+    assert_eq!(columns(&client, "v@2 | echo").await, ["two"]);
+    let gone = refusal(&client, "v@1").await;
+    assert!(gone.code() == Code::NotFound && gone.to_string().contains("v@2, v@3"), "{gone}");
+    assert_eq!(running.schema().field(0).name(), "one");
+    assert!(running.next().await.unwrap().unwrap().num_rows() > 0);
+
+    let taken = act(&client, "add_exchange", json!({"name": "v", "sql": "FROM input"})).await.unwrap_err();
+    assert_eq!(taken.code(), Code::AlreadyExists);
+    act(&client, "drop_exchange", json!({"name": "v@3"})).await.unwrap();
+    assert_eq!(columns(&client, "v").await, ["two"]);
+    act(&client, "drop_exchange", json!({"name": "v"})).await.unwrap();
+    assert_eq!(refusal(&client, "v").await.code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chain_passes_each_exchanger_in_turn_and_counts_each() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    act(&client, "add_exchange", json!({"name": "even", "sql": "SELECT * FROM input WHERE id % 2 = 0"})).await.unwrap();
+    let answer = collect(client.exchange("echo | even|processed", people(10, 1000)).await.unwrap()).await.unwrap();
+    assert_eq!(rows(&answer), 5000);
+    let counted = collect(client.exchange("even | count", people(10, 1000)).await.unwrap()).await.unwrap();
+    assert_eq!(rows(&counted), 1);
+    let all = listed(&client).await;
+    let one = |name: &str| all.iter().find(|one| one["name"] == name).unwrap().clone();
+    let even = one("even");
+    assert_eq!((&even["uses"], &even["rows_in"], &even["rows_out"]), (&json!(2), &json!(20_000), &json!(10_000)));
+    assert_eq!((&even["running"], &even["failed"], &even["version"]), (&json!(0), &json!(0), &json!(1)));
+    assert_eq!((&one("processed")["rows_in"], &one("count")["rows_out"]), (&json!(5000), &json!(1)));
+    // Still streaming: the first batch comes back while the input is open.
+    let mut answer = client.exchange("echo | processed", open_end()).await.unwrap();
+    assert!(answer.next().await.unwrap().unwrap().num_rows() > 0);
+
+    for (chain, code, word) in [
+        ("echo | nothing", Code::NotFound, "nothing"),
+        ("echo | even@7", Code::NotFound, "even@1"),
+        ("echo@1", Code::NotFound, "built in"),
+        ("echo | ", Code::InvalidArgument, "name"),
+        ("echo {\"depth\": 1}", Code::InvalidArgument, "depth"),
+        ("even {\"depth\": 1}", Code::InvalidArgument, "depth"),
+        ("echo {1}", Code::InvalidArgument, "JSON"),
+        (&["echo"; 17].join("|"), Code::ResourceExhausted, "exchange.max_stages"),
+    ] {
+        let refused = refusal(&client, chain).await;
+        assert!(refused.code() == code && refused.to_string().contains(word), "{chain}: {refused}");
+    }
+}
+
+fn on_disk(directory: &tempfile::TempDir) -> Config {
+    let mut config = test_config();
+    config.database.path = directory.path().join("kept.db").display().to_string();
+    config
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn registered_exchangers_survive_a_restart_and_a_broken_one_is_listed_as_such() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = TestServer::with(on_disk(&directory)).await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE t AS SELECT 1 AS i").await;
+    for (name, sql) in
+        [("kept", "SELECT id AS one FROM input"), ("kept", "SELECT id AS two FROM input"), ("gone", "FROM input")]
+    {
+        let body = json!({"name": name, "sql": sql, "replace": true, "description": "it's \"kept\""});
+        act(&client, "add_exchange", body).await.unwrap();
+    }
+    act(&client, "drop_exchange", json!({"name": "gone"})).await.unwrap();
+    // Nobody sees or changes where they are, and nobody calls an object of theirs like it.
+    for sql in [
+        "FROM _mallard.exchangers",
+        "FROM \"_Mallard\".exchangers",
+        "FROM kept._mallard.exchangers",
+        "SELECT (SELECT count(*) FROM _mallard.exchangers)",
+        "INSERT INTO _mallard.exchangers VALUES ('x', 1, '', '', '')",
+        "DELETE FROM _mallard.exchangers",
+        "DROP SCHEMA _mallard CASCADE",
+        "CREATE SCHEMA _mallard",
+        "CREATE VIEW v AS FROM _mallard.exchangers",
+        "ALTER TABLE _mallard.exchangers RENAME TO x",
+        "PRAGMA storage_info('_mallard.exchangers')",
+        "FROM pragma_storage_info('_mallard' || '.exchangers')",
+        "FROM pragma_storage_info(concat('_mall', 'ard.exchangers'))",
+        "FROM duckdb_table_sample('_mallard.exchangers')",
+        "FROM histogram('_mallard.exchangers', 'name')",
+        "SET schema = '_mallard'",
+        "SET search_path = '_mall' || 'ard'",
+        "USE _mallard",
+    ] {
+        let refused = client.query(sql).await.err().unwrap_or_else(|| panic!("{sql} was let through"));
+        assert_eq!(refused.code(), Code::PermissionDenied, "{sql}: {refused}");
+    }
+    let path = ["_mallard".to_string(), "exchangers".to_string()];
+    assert_eq!(client.put(&path, people(1, 1)).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(client.table(&path).await.err().unwrap().code(), Code::PermissionDenied);
+    let tables = client.list("").await.unwrap();
+    assert_eq!(tables.len(), 1, "ListFlights has t alone");
+    drop(client);
+    server.server.stop(std::future::pending()).await.unwrap();
+
+    // What an older or damaged server left.
+    let engine = mallard::engine::Engine::open(&on_disk(&directory), mallard::telemetry::Metrics::new("")).unwrap();
+    let damaged = mallard::engine::KeptExchanger {
+        name: "damaged".into(),
+        version: 3,
+        owner: "anonymous".into(),
+        description: "was good once".into(),
+        definition: json!({"sql": {"sql": "SELEC 1"}}).to_string(),
+    };
+    engine.keep_exchanger(damaged, 0).await.unwrap();
+    engine.close(std::time::Duration::from_secs(5));
+    drop(engine);
+
+    let server = TestServer { server: Server::start(on_disk(&directory)).await.unwrap() };
+    let client = server.client().await;
+    assert_eq!(columns(&client, "kept").await, ["two"]);
+    assert_eq!(columns(&client, "kept@1").await, ["one"]);
+    assert_eq!(refusal(&client, "gone").await.code(), Code::NotFound);
+    let all = listed(&client).await;
+    let kept = all.iter().find(|one| one["name"] == "kept").unwrap();
+    assert_eq!((&kept["version"], &kept["description"]), (&json!(2), &json!("it's \"kept\"")), "the newest is first");
+    let damaged = all.iter().find(|one| one["name"] == "damaged").unwrap();
+    assert!(damaged["broken"].as_str().unwrap().contains("SELEC"), "{damaged}");
+    let refused = refusal(&client, "damaged").await;
+    assert!(refused.code() == Code::Unimplemented && refused.to_string().contains("broken"), "{refused}");
+    act(&client, "add_exchange", json!({"name": "damaged", "sql": "FROM input", "replace": true})).await.unwrap();
+    assert_eq!(columns(&client, "damaged").await, ["id", "name"]);
+    assert_eq!(row(&client, "SELECT i FROM t").await, ["1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owner_and_admins_may_replace_and_drop_and_others_may_use() {
+    let users = [("ann", "writer"), ("bob", "writer"), ("rob", "reader")];
+    let server = TestServer::with(with_users(with_login(test_config()), &users)).await;
+    let clients = server.clients(&users).await;
+    let [ann, bob, rob] = &clients[..] else { panic!("three") };
+    let admin = server.client_of(crate::support::USER).await;
+    let body = json!({"name": "anns", "sql": "FROM input", "replace": true});
+    act(ann, "add_exchange", body.clone()).await.unwrap();
+    for other in [bob, rob] {
+        assert_eq!(act(other, "add_exchange", body.clone()).await.unwrap_err().code(), Code::PermissionDenied);
+        let dropped = act(other, "drop_exchange", json!({"name": "anns"})).await.unwrap_err();
+        assert_eq!(dropped.code(), Code::PermissionDenied, "{dropped}");
+        assert_eq!(columns(other, "anns").await, ["id", "name"]);
+    }
+    assert!(listed(rob).await.iter().any(|one| one["name"] == "anns" && one["owner"] == "ann"));
+    act(ann, "add_exchange", body.clone()).await.unwrap();
+    act(&admin, "add_exchange", body).await.unwrap();
+    let taken_over = act(ann, "drop_exchange", json!({"name": "anns"})).await.unwrap_err();
+    assert!(taken_over.to_string().contains("alice"), "{taken_over}");
+    act(&admin, "drop_exchange", json!({"name": "anns"})).await.unwrap();
+}
