@@ -26,9 +26,11 @@ mod pool;
 mod query;
 mod sandbox;
 mod seen;
+mod shape;
 mod source;
 mod statement;
 mod storage;
+mod transform;
 mod verify;
 mod wal;
 
@@ -55,6 +57,8 @@ pub use kept::KeptExchanger;
 pub use metadata::{KeyTable, ListedColumn, ListedTable, TABLE_TYPES, TableFilter, Vocabulary};
 pub use query::{Ask, status_schema};
 pub use seen::{Kill, RunningStatement};
+pub use shape::{Reads, Shape};
+pub use transform::{Declared, Given, Transformation};
 pub use verify::{FileState, TableSum, verify};
 
 use crate::{

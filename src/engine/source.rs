@@ -8,7 +8,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, OnceLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arrow_array::RecordBatch;
@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     arrow,
     pool::{Cancel, Waited, lock, wait_unless},
+    shape::Reads,
 };
 use crate::{
     error::{Error, Result},
@@ -66,6 +67,13 @@ const JOINED_ROWS: usize = 8 * CHUNK_ROWS;
 /// How long a worker waits for rows before it leaves the stream to the engine thread.
 const PATIENCE: Duration = Duration::from_millis(50);
 
+/// The same where the rows that are there are to be answered at once; longer where the statement is slow to start.
+const SEGMENT_PATIENCE: Duration = Duration::from_millis(2);
+const MAX_SEGMENT_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Rows of a segment, where more are there: what a plan may gather of them is bounded.
+const SEGMENT_ROWS: usize = 1 << 20;
+
 enum Item {
     Batch(RecordBatch),
     /// The sender is done. A channel that closes without it was cut.
@@ -79,8 +87,11 @@ pub(super) struct Sources(Arc<Mutex<HashMap<u64, Arc<Incoming>>>>);
 /// How workers share a stream.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Sharing {
-    /// One worker takes each batch as it comes, so that a row-wise statement answers at once.
+    /// One worker takes each batch as it comes, and waits for the next one.
     Single,
+    /// The same for a statement that is run again and again: it ends where the sender pauses, so that what was made of
+    /// the rows so far leaves, and [`Source::wait`] goes on.
+    Segments,
     /// Up to so many workers take a row group each.
     Parallel { workers: usize, preserve_order: bool },
 }
@@ -92,6 +103,30 @@ struct Incoming {
     failure: Failure,
     /// Cancelled with the statement that reads.
     stop: OnceLock<CancellationToken>,
+    /// Where a single worker is.
+    place: Mutex<Place>,
+}
+
+/// What a single worker has handed out last.
+#[derive(Default)]
+struct Place {
+    batch: Option<RecordBatch>,
+    /// Rows before that batch.
+    before: u64,
+    /// Rows of it before the last chunk, and of the chunk.
+    offset: usize,
+    chunk: usize,
+}
+
+impl Place {
+    fn begin(&mut self, batch: &RecordBatch) {
+        self.before += self.batch.as_ref().map_or(0, |last| last.num_rows() as u64);
+        (self.batch, self.offset, self.chunk) = (Some(batch.clone()), 0, 0);
+    }
+
+    fn hand_out(&mut self, rows: usize) {
+        (self.offset, self.chunk) = (self.offset + self.chunk, rows);
+    }
 }
 
 struct Queue {
@@ -103,6 +138,12 @@ struct Queue {
     /// The sender is slow: the statement has ended with what was there, and [`Source::wait`] goes on.
     paused: bool,
     opened: bool,
+    /// When the statement that reads was started, until it takes its first rows.
+    started: Option<Instant>,
+    /// How long a segment waits for more.
+    patience: Duration,
+    /// Rows of this segment.
+    rows: usize,
 }
 
 /// Why the input failed; DuckDB would wrap it in words of its own.
@@ -143,8 +184,27 @@ impl Source {
             metrics.ingests_waiting.dec();
             queue.rest = received.map_err(|error| self.failure.or(Error::Stream(error.message)))?;
         }
-        (queue.paused, queue.opened) = (false, false);
+        (queue.paused, queue.opened, queue.rows) = (false, false, 0);
+        queue.started = Some(Instant::now());
         Ok(queue.rest.is_some())
+    }
+
+    pub(super) fn schema(&self) -> SchemaRef {
+        self.incoming.schema.clone()
+    }
+
+    /// The rows that a single worker handed out last, and how many came before them.
+    pub(super) fn last_rows(&self) -> Option<(u64, RecordBatch)> {
+        let place = lock(&self.incoming.place);
+        let batch = place.batch.as_ref()?;
+        Some((place.before + place.offset as u64, batch.slice(place.offset, place.chunk)))
+    }
+
+    /// Whether what has gone wrong is not with the rows handed out last: the input's own failure, or what a query over all
+    /// rows does after the last one.
+    pub(super) fn has_ended_or_failed(&self, reads: Reads) -> bool {
+        let failed = lock(&self.failure.0).is_some();
+        failed || (reads != Reads::EachRow && lock(&self.incoming.queue).ended)
     }
 
     /// The table function call that reads the stream, as SQL.
@@ -241,13 +301,32 @@ impl Sources {
             .register(connection)
     }
 
+    /// A stream of one batch that is there already.
+    pub(super) fn of(&self, batch: RecordBatch, sharing: Sharing) -> Source {
+        let (source, feed) = self.add(batch.schema(), sharing);
+        // The channel has room for both.
+        let _ = feed.items.try_send(Item::Batch(batch));
+        let _ = feed.items.try_send(Item::End);
+        source
+    }
+
     /// Registers a stream that one statement may read.
     pub(super) fn add(&self, schema: SchemaRef, sharing: Sharing) -> (Source, Feed) {
         let (sender, receiver) = mpsc::channel(CHANNEL_BATCHES);
         let failure = Failure::default();
-        let queue =
-            Mutex::new(Queue { items: receiver, rest: None, taken: 0, ended: false, paused: false, opened: false });
-        let incoming = Incoming { schema, sharing, queue, failure: failure.clone(), stop: OnceLock::new() };
+        let queue = Mutex::new(Queue {
+            items: receiver,
+            rest: None,
+            taken: 0,
+            ended: false,
+            paused: false,
+            opened: false,
+            started: None,
+            patience: SEGMENT_PATIENCE,
+            rows: 0,
+        });
+        let place = Mutex::default();
+        let incoming = Incoming { schema, sharing, queue, failure: failure.clone(), stop: OnceLock::new(), place };
         let incoming = Arc::new(incoming);
         let id = getrandom::u64().expect("the operating system hands out random numbers");
         lock(&self.0).insert(id, incoming.clone());
@@ -259,11 +338,19 @@ impl Incoming {
     /// The next batches for one worker and their place in the stream; none at the end. Blocks a DuckDB worker until
     /// they are there.
     fn next(&self) -> duckdb::Result<(usize, VecDeque<RecordBatch>)> {
+        let mut queue = lock(&self.queue);
+        if let Some(started) = queue.started.take() {
+            // What a statement does before its first row (building a join's hash table) is done again for each segment.
+            queue.patience = (2 * started.elapsed()).clamp(SEGMENT_PATIENCE, MAX_SEGMENT_PATIENCE);
+        }
         let (wanted, patience) = match self.sharing {
             Sharing::Single => (1, None),
+            Sharing::Segments => (1, Some(queue.patience)),
             Sharing::Parallel { .. } => (ROW_GROUP_ROWS, Some(PATIENCE)),
         };
-        let mut queue = lock(&self.queue);
+        if matches!(self.sharing, Sharing::Segments) && queue.rows >= SEGMENT_ROWS {
+            queue.paused = true;
+        }
         let (mut batches, mut rows, mut bytes) = (VecDeque::new(), 0, 0);
         while rows < wanted && bytes < ROW_GROUP_BYTES && !queue.paused {
             let batch = match queue.rest.take() {
@@ -285,6 +372,7 @@ impl Incoming {
             batches.push_back(batch);
         }
         queue.taken += 1;
+        queue.rows += rows;
         Ok((queue.taken, batches))
     }
 
@@ -355,8 +443,14 @@ impl TableFunctionCallbacks for StreamFunction {
             let (name, logical_type) = field?;
             output.add_result_column(name, &logical_type)?;
         }
+        if matches!(incoming.sharing, Sharing::Segments) {
+            // Unknown, and so much that a join gathers its other side and lets the stream pass.
+            output.set_cardinality(1 << 40, false)?;
+        }
         output.set_order(match incoming.sharing {
-            Sharing::Single | Sharing::Parallel { preserve_order: true, .. } => OrderPreservation::Insertion,
+            Sharing::Single | Sharing::Segments | Sharing::Parallel { preserve_order: true, .. } => {
+                OrderPreservation::Insertion
+            }
             Sharing::Parallel { preserve_order: false, .. } => OrderPreservation::None,
         })?;
         Ok(incoming)
@@ -373,7 +467,7 @@ impl TableFunctionCallbacks for StreamFunction {
             return Err(duckdb::Error::invalid_input("the stream can be read only once by a statement"));
         }
         let workers = match incoming.sharing {
-            Sharing::Single => 1,
+            Sharing::Single | Sharing::Segments => 1,
             Sharing::Parallel { workers, .. } => workers,
         };
         Ok((Some(()), Some(workers)))
@@ -413,6 +507,9 @@ impl TableFunctionCallbacks for StreamFunction {
                     // and DuckDB is done with the output by then.
                     unsafe { target.reference(source)? };
                 }
+                if !matches!(incoming.sharing, Sharing::Parallel { .. }) {
+                    lock(&incoming.place).hand_out(chunk.row_count()?);
+                }
                 worker.chunk = Some(chunk);
                 return Ok(());
             }
@@ -423,6 +520,9 @@ impl TableFunctionCallbacks for StreamFunction {
                 worker.chunk = None;
                 return Ok(());
             };
+            if !matches!(incoming.sharing, Sharing::Parallel { .. }) {
+                lock(&incoming.place).begin(&batch);
+            }
             let array = arrow::export(batch).map_err(|error| duckdb::Error::invalid_input(error.to_string()))?;
             worker.importer.append_consumed(array, true)?;
         }

@@ -1,72 +1,154 @@
 //! Exchangers that clients register as SQL: one SELECT over the relation `input`, each run in a DuckDB of its own
-//! that has no files, no network and locked settings.
+//! that has no files, no network and locked settings; or, where it reads tables and the server lets it, in the server's.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{FutureExt, future::BoxFuture};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{About, Exchanger, Kind, Run};
+use super::{About, Arguments, Exchanger, Kind, Run};
 use crate::{
     config::Config,
-    engine::{Engine, guard::BuiltIns},
+    engine::{Declared, Engine, Given, Reads, Shape, Transformation, guard::BuiltIns},
     error::{Error, Result},
     stream::RecordBatchStream,
 };
 
 /// What the SQL exchangers of one server share. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Sandboxes {
-    config: Arc<Config>,
+pub(super) struct Sandboxes(Arc<Shared>);
+
+struct Shared {
+    config: Config,
     running: Arc<Semaphore>,
-    checking: Arc<Semaphore>,
+    checking: Semaphore,
     /// What every DuckDB of this process has built in: asked for once, and not at each start of one.
     built_ins: Arc<BuiltIns>,
-    #[expect(dead_code, reason = "it is what exchangers with tables read")]
+    /// Opened ahead. One that has run something is never used again.
+    ready: Mutex<Vec<Sandbox>>,
     engine: Arc<Engine>,
 }
 
 impl Sandboxes {
     pub(super) fn new(config: &Config, engine: Arc<Engine>) -> Self {
-        Self {
-            config: Arc::new(config.clone()),
+        Self(Arc::new(Shared {
+            config: config.clone(),
             running: Arc::new(Semaphore::new(config.exchange.max_running)),
             // A check takes milliseconds; those that come at once wait for each other.
-            checking: Arc::new(Semaphore::new(2)),
+            checking: Semaphore::new(2),
             built_ins: engine.built_ins(),
+            ready: Mutex::default(),
             engine,
-        }
+        }))
     }
 
-    /// Checks that `sql` is one SELECT. What it reads is known only with an input.
+    /// The right to run one registered exchanger.
+    pub(super) fn permit(&self) -> Result<OwnedSemaphorePermit> {
+        self.0.running.clone().try_acquire_owned().map_err(|_| Error::Limit {
+            what: format!("{} registered exchangers run already", self.0.config.exchange.max_running),
+            key: "exchange.max_running",
+        })
+    }
+
+    /// Checks that `sql` is one SELECT, and what it does with its input. Which columns it reads is known only with one.
     pub(super) async fn exchanger(
         &self,
         sql: &str,
         params: Map<String, Value>,
         description: Option<String>,
     ) -> Result<Arc<dyn Exchanger>> {
-        let permit = self.checking.clone().acquire_owned().await.map_err(Error::internal)?;
-        let sandbox = self.open(permit).await?;
-        sandbox.engine().check_transformation(sql).await?;
+        let declared = declared(params)?;
+        let shape = {
+            let _permit = self.0.checking.acquire().await.map_err(Error::internal)?;
+            self.take().await?.engine().check_transformation(sql, declared.clone()).await?
+        };
+        self.may_read_tables(&shape)?;
+        if !shape.tables.is_empty() && shape.reads != Reads::EachRow {
+            return Err(Error::invalid(
+                "an exchanger that reads tables must work on each row for itself; put what needs all rows behind it, in \
+                 a chain: a | b",
+            ));
+        }
         let description = description.unwrap_or_else(|| sql.split_whitespace().collect::<Vec<_>>().join(" "));
-        let (input, output) = ("the columns that the SELECT names", "the SELECT's");
-        let about = About { description, input: input.into(), output: output.into(), streams: true, params };
-        Ok(Arc::new(SqlExchanger { sql: sql.to_string(), about, sandboxes: self.clone() }))
+        let about = about(description, &shape, &declared);
+        Ok(Arc::new(SqlExchanger { sql: sql.to_string(), shape, declared, about, sandboxes: self.clone() }))
     }
 
-    /// The permit is given back when the engine is closed.
-    async fn open(&self, permit: OwnedSemaphorePermit) -> Result<Sandbox> {
-        let (config, known) = (self.config.clone(), self.built_ins.clone());
-        let opened = tokio::task::spawn_blocking(move || {
-            Engine::open_sandbox(config.exchange.memory_limit, &config, Some(known))
+    fn may_read_tables(&self, shape: &Shape) -> Result<()> {
+        match shape.tables.first() {
+            Some(table) if !self.0.config.exchange.tables => Err(Error::NotFound(format!(
+                "there is no relation {table} but input: exchange.tables = false keeps this server's tables from exchangers"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// A fresh one, opened ahead where there is one; others are then opened in its place.
+    async fn take(&self) -> Result<Sandbox> {
+        let ready = self.0.ready.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let sandbox = match ready {
+            Some(sandbox) => sandbox,
+            None => {
+                let shared = self.0.clone();
+                tokio::task::spawn_blocking(move || shared.open()).await.map_err(Error::internal)??
+            }
+        };
+        // Nobody waits for it, and a server that is gone needs none.
+        let shared = Arc::downgrade(&self.0);
+        tokio::task::spawn_blocking(move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.refill();
+            }
         });
-        opened.await.map_err(Error::internal)?.map(|engine| Sandbox(Some((engine, permit))))
+        Ok(sandbox)
+    }
+}
+
+impl Shared {
+    fn open(&self) -> Result<Sandbox> {
+        Engine::open_sandbox(&self.config, Some(self.built_ins.clone())).map(|engine| Sandbox(Some(engine)))
+    }
+
+    fn refill(&self) {
+        let lacks = |ready: &Vec<Sandbox>| ready.len() < self.config.exchange.ready;
+        while lacks(&self.ready.lock().unwrap_or_else(PoisonError::into_inner)) {
+            match self.open() {
+                Ok(sandbox) => {
+                    let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+                    // Another may have been quicker; the one that is too many is dropped.
+                    if lacks(&ready) {
+                        ready.push(sandbox);
+                    }
+                }
+                // Whoever needs one meets the same, and tells it.
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// An in-memory engine that is closed away from the async threads.
+struct Sandbox(Option<Engine>);
+
+impl Sandbox {
+    fn engine(&self) -> &Engine {
+        self.0.as_ref().expect("taken only when dropped")
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let engine = self.0.take();
+        std::thread::spawn(move || drop(engine));
     }
 }
 
 struct SqlExchanger {
     sql: String,
+    shape: Shape,
+    declared: Vec<Declared>,
     about: About,
     sandboxes: Sandboxes,
 }
@@ -81,33 +163,95 @@ impl Exchanger for SqlExchanger {
     }
 
     fn start(&self, input: RecordBatchStream, run: Run) -> BoxFuture<'static, Result<RecordBatchStream>> {
-        let (sql, sandboxes) = (self.sql.clone(), self.sandboxes.clone());
+        let Run { arguments, rights } = run;
+        let transformation = values(&self.declared, arguments).map(|values| Transformation {
+            sql: self.sql.clone(),
+            shape: self.shape.clone(),
+            values,
+        });
+        let sandboxes = self.sandboxes.clone();
         async move {
-            run.arguments.none()?;
-            let permit = sandboxes.running.clone().try_acquire_owned().map_err(|_| Error::Limit {
-                what: format!("{} SQL exchangers run already", sandboxes.config.exchange.max_running),
-                key: "exchange.max_running",
-            })?;
-            let sandbox = sandboxes.open(permit).await?;
-            let output = sandbox.engine().transform(&sql, input).await?;
-            Ok(output.holding(sandbox))
+            let transformation = transformation?;
+            sandboxes.may_read_tables(&transformation.shape)?;
+            let permit = sandboxes.permit()?;
+            if !transformation.shape.tables.is_empty() {
+                let output = sandboxes.0.engine.transform_with_tables(&rights, transformation, input).await?;
+                return Ok(output.holding(permit));
+            }
+            let sandbox = sandboxes.take().await?;
+            let output = sandbox.engine().transform(transformation, input).await?;
+            Ok(output.holding((sandbox, permit)))
         }
         .boxed()
     }
 }
 
-/// An in-memory engine that is opened and closed away from the async threads.
-struct Sandbox(Option<(Engine, OwnedSemaphorePermit)>);
-
-impl Sandbox {
-    fn engine(&self) -> &Engine {
-        &self.0.as_ref().expect("taken only when dropped").0
+fn about(description: String, shape: &Shape, declared: &[Declared]) -> About {
+    let streams = shape.reads == Reads::EachRow;
+    let mut input = "the columns that the SELECT names".to_string();
+    if !shape.tables.is_empty() {
+        let tables: Vec<&str> = shape.tables.iter().map(String::as_str).collect();
+        input = format!("{input}; reads the table{} {}", if tables.len() > 1 { "s" } else { "" }, tables.join(", "));
     }
+    let output = match shape.reads {
+        Reads::EachRow => "the SELECT's columns, row by row",
+        Reads::Whole => "the SELECT's columns, once it has its whole input",
+        Reads::Nothing => "the SELECT's columns; the input is not read",
+    };
+    let params = declared.iter().map(|Declared { name, duckdb_type, default }| {
+        let mut param = Map::new();
+        param.insert("type".into(), duckdb_type.clone().into());
+        if let Some(default) = default {
+            param.insert("default".into(), default.clone());
+        }
+        (name.clone(), Value::Object(param))
+    });
+    About { description, input, output: output.into(), streams, params: params.collect() }
 }
 
-impl Drop for Sandbox {
-    fn drop(&mut self) {
-        let engine = self.0.take();
-        std::thread::spawn(move || drop(engine));
+/// `{"name": default}`, or `{"name": {"type": .., "default"?: ..}}`.
+fn declared(params: Map<String, Value>) -> Result<Vec<Declared>> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Typed {
+        r#type: String,
+        default: Option<Value>,
     }
+
+    let declare = |(name, value): (String, Value)| {
+        let word = |word: &str| Ok(word.to_string());
+        let duckdb_type = match &value {
+            Value::Object(_) => {
+                let typed: Typed = serde_json::from_value(value)
+                    .map_err(|error| Error::invalid(format!("params: {name} is a default or a type: {error}")))?;
+                return Ok(Declared { name, duckdb_type: typed.r#type, default: typed.default });
+            }
+            Value::Bool(_) => word("BOOLEAN"),
+            Value::Number(number) if number.is_f64() => word("DOUBLE"),
+            Value::Number(_) => word("BIGINT"),
+            Value::String(_) => word("VARCHAR"),
+            Value::Null | Value::Array(_) => Err(Error::invalid(format!(
+                "params: {name} needs its type beside such a default: {{\"type\": .., \"default\": ..}}"
+            ))),
+        };
+        duckdb_type.map(|duckdb_type| Declared { name, duckdb_type, default: Some(value) })
+    };
+    params.into_iter().map(declare).collect()
+}
+
+/// What a use gives, or the defaults.
+fn values(declared: &[Declared], Arguments(mut given): Arguments) -> Result<Vec<Given>> {
+    let mut values = Vec::with_capacity(declared.len());
+    for Declared { name, duckdb_type, default } in declared {
+        let value = given.remove(name).or_else(|| default.clone());
+        let value = value.ok_or_else(|| Error::invalid(format!("parameters: missing field `{name}`")))?;
+        values.push(Given { name: name.clone(), duckdb_type: duckdb_type.clone(), value });
+    }
+    if let Some(unknown) = given.keys().next() {
+        let known: Vec<&str> = declared.iter().map(|declared| declared.name.as_str()).collect();
+        let known =
+            if known.is_empty() { "there are none".to_string() } else { format!("there are {}", known.join(", ")) };
+        return Err(Error::invalid(format!("parameters: unknown field `{unknown}`; {known}")));
+    }
+    Ok(values)
 }

@@ -1,7 +1,8 @@
 //! Registered exchangers: versions, owners, what is kept, and chains.
 
+use arrow_array::Array;
 use futures::StreamExt;
-use mallard::{client::Client, config::Config, server::Server, stream::RecordBatchStream};
+use mallard::{client::Client, config::Config, server::Server, stream::RecordBatchStream, transfer::first_row};
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -32,7 +33,7 @@ async fn refusal(client: &Client, chain: &str) -> mallard::error::Error {
 
 /// One batch, and then nothing, without an end.
 fn open_end() -> RecordBatchStream {
-    let one = people(1, 10_000);
+    let one = people(1, 10);
     RecordBatchStream::new(one.schema(), one.chain(futures::stream::pending()))
 }
 
@@ -55,7 +56,7 @@ async fn new_version_takes_over_at_once_and_what_runs_keeps_its_own() {
     let gone = refusal(&client, "v@1").await;
     assert!(gone.code() == Code::NotFound && gone.to_string().contains("v@2, v@3"), "{gone}");
     assert_eq!(running.schema().field(0).name(), "one");
-    assert!(running.next().await.unwrap().unwrap().num_rows() > 0);
+    assert_eq!(running.next().await.unwrap().unwrap().num_rows(), 10);
 
     let taken = act(&client, "add_exchange", json!({"name": "v", "sql": "FROM input"})).await.unwrap_err();
     assert_eq!(taken.code(), Code::AlreadyExists);
@@ -81,8 +82,8 @@ async fn chain_passes_each_exchanger_in_turn_and_counts_each() {
     assert_eq!((&even["running"], &even["failed"], &even["version"]), (&json!(0), &json!(0), &json!(1)));
     assert_eq!((&one("processed")["rows_in"], &one("count")["rows_out"]), (&json!(5000), &json!(1)));
     // Still streaming: the first batch comes back while the input is open.
-    let mut answer = client.exchange("echo | processed", open_end()).await.unwrap();
-    assert!(answer.next().await.unwrap().unwrap().num_rows() > 0);
+    let mut answer = client.exchange("echo | even | processed", open_end()).await.unwrap();
+    assert_eq!(answer.next().await.unwrap().unwrap().num_rows(), 5);
 
     for (chain, code, word) in [
         ("echo | nothing", Code::NotFound, "nothing"),
@@ -201,4 +202,180 @@ async fn owner_and_admins_may_replace_and_drop_and_others_may_use() {
     let taken_over = act(ann, "drop_exchange", json!({"name": "anns"})).await.unwrap_err();
     assert!(taken_over.to_string().contains("alice"), "{taken_over}");
     act(&admin, "drop_exchange", json!({"name": "anns"})).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_has_parameters_that_are_bound_and_never_pasted() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let sql = "SELECT id, $word AS word, $day AS day FROM input WHERE id >= $least";
+    let params = json!({"least": 5, "word": "it's", "day": {"type": "DATE"}});
+    act(&client, "add_exchange", json!({"name": "p", "sql": sql, "params": params})).await.unwrap();
+    let first = |chain: &'static str| {
+        let client = client.clone();
+        async move { first_row(client.exchange(chain, people(1, 10)).await.unwrap()).await.unwrap() }
+    };
+    assert_eq!(first("p {\"day\": \"2026-02-28\"}").await, ["5", "it's", "2026-02-28"]);
+    let hostile = "p {\"day\": \"2026-02-28\", \"word\": \"'; DROP TABLE x; --\", \"least\": 7}";
+    assert_eq!(first(hostile).await, ["7", "'; DROP TABLE x; --", "2026-02-28"]);
+    let p = listed(&client).await.into_iter().find(|one| one["name"] == "p").unwrap();
+    assert_eq!(p["params"]["least"], json!({"type": "BIGINT", "default": 5}));
+    assert_eq!(p["params"]["day"], json!({"type": "DATE"}));
+    for (chain, word) in [
+        ("p", "`day`"),
+        ("p {\"day\": \"2026-02-28\", \"dya\": 1}", "`dya`"),
+        ("p {\"day\": \"the 28th\"}", "day"),
+        ("p {\"day\": \"2026-02-28\", \"least\": \"x\"}", "least"),
+    ] {
+        let refused = refusal(&client, chain).await;
+        assert!(refused.code() == Code::InvalidArgument && refused.to_string().contains(word), "{chain}: {refused}");
+    }
+    for (sql, params, word) in [
+        ("SELECT $x AS x FROM input", json!({}), "$x"),
+        ("FROM input", json!({"x": 1}), "$x"),
+        ("SELECT $x AS x FROM input", json!({"x": {"type": "NOTHING"}}), "x"),
+        ("SELECT $x AS x FROM input", json!({"x": {"type": "DATE", "default": "soon"}}), "x"),
+        ("SELECT $x AS x FROM input", json!({"x": [1]}), "x"),
+        ("SELECT $x AS x FROM input", json!({"x": {"typ": "DATE"}}), "typ"),
+    ] {
+        let body = json!({"name": "wrong", "sql": sql, "params": params});
+        let refused = act(&client, "add_exchange", body).await.expect_err(sql);
+        assert!(refused.code() == Code::InvalidArgument && refused.to_string().contains(word), "{sql}: {refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listing_says_which_exchangers_stream_and_what_streams_answers_each_batch_before_the_next() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    for (sql, streams) in [
+        ("FROM input", true),
+        ("SELECT id + 1 AS i, upper(name) AS n, CASE WHEN id > 3 THEN 'x' END FROM input WHERE id % 2 = 0", true),
+        ("SELECT i.*, r.range FROM input i, range(2) r", true),
+        ("SELECT id, unnest([1, 2]) AS u FROM input", true),
+        ("WITH a AS (SELECT * FROM input WHERE id > 1) SELECT id FROM a", true),
+        ("SELECT * FROM (SELECT id FROM input) LEFT JOIN (VALUES (1, 'one')) v(id, word) USING (id)", true),
+        ("SELECT id, (SELECT max(x) FROM (VALUES (1), (2)) v(x)) AS m FROM input", true),
+        ("SELECT list_sum(list_transform([1, id], lambda x: x + 1)) AS s FROM input", true),
+        ("SELECT count(*) FROM input", false),
+        ("SELECT id, row_number() OVER () FROM input", false),
+        ("FROM input ORDER BY id", false),
+        ("SELECT DISTINCT id FROM input", false),
+        ("FROM input LIMIT 3", false),
+        ("SELECT id FROM input GROUP BY ALL", false),
+        ("SELECT id FROM input UNION ALL SELECT 1", false),
+        ("SELECT (SELECT count(*) FROM input) AS n", false),
+        ("SELECT 1 AS one", false),
+        ("FROM input USING SAMPLE 10%", false),
+        ("WITH a AS (SELECT sum(id) AS s FROM input) FROM a", false),
+        ("FROM (VALUES (1)) v(id) LEFT JOIN input USING (id)", false),
+        (
+            "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r WHERE n < 3) SELECT n, id FROM input, r",
+            true,
+        ),
+    ] {
+        act(&client, "add_exchange", json!({"name": "shape", "sql": sql, "replace": true}))
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"));
+        let listed = listed(&client).await.into_iter().find(|one| one["name"] == "shape").unwrap();
+        assert_eq!(listed["streams"], json!(streams), "{sql}");
+        if !streams {
+            continue;
+        }
+        // The next batch is sent only when the answer to the one before is there.
+        let (allow, allowed) = tokio::sync::mpsc::channel(1);
+        let batches: Vec<_> = people(3, 10).collect().await;
+        let input = futures::stream::unfold((batches.into_iter(), allowed), async |(mut batches, mut allowed)| {
+            allowed.recv().await?;
+            Some((batches.next()?, (batches, allowed)))
+        });
+        let input = RecordBatchStream::new(people(0, 0).schema(), input);
+        let mut answer = client.exchange("shape", input).await.unwrap();
+        for _ in 0..3 {
+            allow.send(()).await.unwrap();
+            assert!(answer.next().await.unwrap().unwrap().num_rows() > 0, "{sql}");
+        }
+        drop(allow);
+        assert!(answer.next().await.is_none(), "{sql}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failure_in_mid_stream_names_the_exchanger_and_the_row() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let sql = "SELECT CASE WHEN id = 123456 THEN error('not that one') ELSE id END AS id FROM input";
+    act(&client, "add_exchange", json!({"name": "picky", "sql": sql})).await.unwrap();
+    let sum = "SELECT sum(CASE WHEN id = 123456 THEN error('not that one') ELSE id END) AS s FROM input";
+    act(&client, "add_exchange", json!({"name": "sum", "sql": sum})).await.unwrap();
+    let mut answer = client.exchange("echo | picky | processed", people(20, 10_000)).await.unwrap();
+    let mut rows = 0;
+    let failed = loop {
+        match answer.next().await.expect("an error before the end") {
+            Ok(batch) => rows += batch.num_rows(),
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(rows <= 123_456, "{rows}");
+    for part in ["exchanger \"picky\"", "not that one", "at row 123457 of its input"] {
+        assert!(failed.contains(part), "{failed}");
+    }
+    let failed = match client.exchange("sum", people(20, 10_000)).await {
+        Ok(answer) => collect(answer).await.expect_err("it fails").to_string(),
+        Err(error) => error.to_string(),
+    };
+    assert!(failed.contains("exchanger \"sum\"") && failed.contains("at row 122049 of its input"), "{failed}");
+    let all = listed(&client).await;
+    let picky = all.iter().find(|one| one["name"] == "picky").unwrap();
+    assert_eq!((&picky["failed"], &picky["running"]), (&json!(1), &json!(0)));
+    let processed = all.iter().find(|one| one["name"] == "processed").unwrap();
+    assert_eq!(processed["failed"], json!(1), "its stream failed, too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stream_is_enriched_from_tables_that_its_caller_may_read() {
+    let mut config = with_login(test_config());
+    config.exchange.tables = true;
+    let narrow = mallard::config::RoleSettings {
+        base: Some(mallard::access::Role::Writer),
+        read: Some(vec!["main.words".into()]),
+        write: Some(Vec::new()),
+        ..Default::default()
+    };
+    config.auth.roles.insert("narrow".into(), narrow);
+    let server = TestServer::with(with_users(config, &[("ann", "narrow"), ("bob", "reader")])).await;
+    let (admin, ann, bob) =
+        (server.client_of("alice").await, server.client_of("ann").await, server.client_of("bob").await);
+    run(&admin, "CREATE TABLE words AS SELECT range AS id, 'w' || range AS word FROM range(5)").await;
+    run(&admin, "CREATE TABLE secrets AS SELECT 42 AS answer").await;
+    run(&admin, "CREATE TABLE input AS SELECT 'not this' AS x").await;
+    let enrich = "SELECT id, name, word FROM input LEFT JOIN words USING (id)";
+    act(&ann, "add_exchange", json!({"name": "enrich", "sql": enrich})).await.unwrap();
+    for client in [&admin, &ann, &bob] {
+        let answer = collect(client.exchange("enrich", people(2, 10)).await.unwrap()).await.unwrap();
+        assert_eq!(rows(&answer), 20);
+        let words: usize = answer.iter().map(|batch| batch.num_rows() - batch.column(2).null_count()).sum();
+        assert_eq!(words, 5);
+    }
+    // Each batch is answered before the next: the stream is not gathered.
+    let mut answer = ann.exchange("enrich | processed", open_end()).await.unwrap();
+    assert_eq!(answer.next().await.unwrap().unwrap().num_rows(), 10);
+    drop(answer);
+    act(&admin, "add_exchange", json!({"name": "leak", "sql": "SELECT id, answer FROM input, secrets"})).await.unwrap();
+    assert_eq!(rows(&collect(bob.exchange("leak", people(1, 3)).await.unwrap()).await.unwrap()), 3);
+    let denied = refusal(&ann, "leak").await;
+    assert!(denied.code() == Code::PermissionDenied && denied.to_string().contains("secrets"), "{denied}");
+    for (sql, code) in [
+        ("SELECT count(*) FROM input, words", Code::InvalidArgument),
+        ("SELECT id FROM input, _mallard.exchangers", Code::PermissionDenied),
+        ("WITH x AS (DELETE FROM words RETURNING *) SELECT input.id FROM input, x", Code::InvalidArgument),
+    ] {
+        let added = act(&ann, "add_exchange", json!({"name": "x", "sql": sql, "replace": true})).await;
+        let refused = match added {
+            Ok(_) => refusal(&admin, "x").await,
+            Err(error) => error,
+        };
+        assert!(refused.code() == code || refused.code() == Code::PermissionDenied, "{sql}: {refused}");
+    }
+    assert_eq!(row(&admin, "SELECT count(*) FROM words").await, ["5"]);
 }

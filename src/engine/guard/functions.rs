@@ -16,7 +16,9 @@ use crate::{
 #[derive(Debug)]
 pub struct BuiltIns {
     functions: HashSet<String>,
-    pub(super) views: HashSet<String>,
+    pub(in crate::engine) views: HashSet<String>,
+    /// Scalar functions, and macros that come down to them.
+    of_one_row: HashSet<String>,
 }
 
 /// They make rows of their arguments, or tell what every DuckDB knows.
@@ -126,12 +128,40 @@ impl BuiltIns {
             let listed = shared.rows(connection, sql, Parameters::None)?;
             Ok(listed.into_iter().flatten().map(|name| name.to_lowercase()).collect())
         };
+        let aggregates = names("SELECT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'")?;
+        let mut of_one_row = names("SELECT function_name FROM duckdb_functions() WHERE function_type = 'scalar'")?;
+        let macros = shared.rows(
+            connection,
+            "SELECT function_name, macro_definition FROM duckdb_functions() WHERE function_type = 'macro'",
+            Parameters::None,
+        )?;
+        for one in macros {
+            let [name, definition] = one.as_slice() else { continue };
+            // Behind a word that is called stands a bracket; list_sum names its aggregate in a text.
+            let definition = definition.to_lowercase();
+            let mut called = definition.split('(').map(|before| {
+                before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default()
+            });
+            if !called.any(|word| aggregates.contains(word)) {
+                of_one_row.insert(name.to_lowercase());
+            }
+        }
+        of_one_row.insert("unnest".into());
+        of_one_row.retain(|name| !aggregates.contains(name));
         Ok(Self {
+            of_one_row,
             functions: names(
                 "SELECT function_name FROM duckdb_functions() WHERE function_type IN ('table', 'table_macro')",
             )?,
             views: names("SELECT view_name FROM duckdb_views() WHERE internal")?,
         })
+    }
+}
+
+impl BuiltIns {
+    /// Whether a function's value comes from one row alone.
+    pub(in crate::engine) fn is_of_one_row(&self, name: &str) -> bool {
+        self.of_one_row.contains(name)
     }
 }
 

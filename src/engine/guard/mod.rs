@@ -32,6 +32,17 @@ pub(super) fn admit(
     sql: &str,
     rights: &Rights,
 ) -> Result<Statement<'static>> {
+    admit_with(shared, connection, sql, rights, &[])
+}
+
+/// The same where `given` are names of relations that the statement has from us.
+pub(super) fn admit_with(
+    shared: &Shared,
+    connection: &Connection,
+    sql: &str,
+    rights: &Rights,
+    given: &[&str],
+) -> Result<Statement<'static>> {
     let tokens = tokens::read(shared, connection, sql)?;
     let parsed = statement::parse(shared, connection, sql)?;
     check_own(&tokens, rights)?;
@@ -45,7 +56,7 @@ pub(super) fn admit(
     };
     check_kind(shared, kind, tokens, rights)?;
     if is_narrow(rights) {
-        tables::check(shared, connection, sql, tokens, kind, rights)?;
+        tables::check(shared, connection, sql, tokens, kind, rights, given)?;
     }
     Ok(parsed)
 }

@@ -20,8 +20,9 @@ pub(super) fn check(
     tokens: &[Token<'_>],
     kind: StatementType,
     rights: &Rights,
+    given: &[&str],
 ) -> Result<()> {
-    let text = Text { shared, connection, sql, rights, database: shared.database_name(connection)? };
+    let text = Text { shared, connection, sql, rights, given, database: shared.database_name(connection)? };
     text.statement(tokens, kind)
 }
 
@@ -31,6 +32,8 @@ struct Text<'a> {
     connection: &'a Connection,
     sql: &'a str,
     rights: &'a Rights,
+    /// Relations that the statement has from the server.
+    given: &'a [&'a str],
     database: &'a str,
 }
 
@@ -73,7 +76,7 @@ impl Text<'_> {
 
     fn query(&self, tokens: &[Token<'_>]) -> Result<()> {
         let tree = self.tree(self.part(tokens))?.ok_or_else(|| self.unclear(tokens))?;
-        self.walk(&tree, &mut Vec::new())
+        self.walk(&tree, &mut self.given.iter().map(|name| name.to_string()).collect())
     }
 
     /// A change as the CTE of a query, which is how a tree of it can be had.

@@ -1,0 +1,409 @@
+//! A SELECT over the relation `input`, which is a stream that arrives while it runs.
+//!
+//! Where each row is worked on for itself, the statement is run again and again in one transaction: each run ends where the
+//! sender pauses, so that what was made of the rows so far leaves at once, and DuckDB still makes long batches of a fast
+//! stream. (DuckDB keeps a few rows back in operators and in the Arrow batch until more come.) Everything else is one run
+//! over the whole stream.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+};
+
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+use duckdb::{
+    Parameters, QueryParameter, ToValue,
+    connection::Connection,
+    logical_type::LogicalType,
+    query_result::{ArrowQueryResult, StatementType},
+    statement::Statement,
+    value::Value,
+};
+use futures::Stream;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Engine, Shared,
+    arrow::Importer,
+    catalog,
+    error::discreet,
+    guard,
+    open::LOCK,
+    pool::{Cancel, CancelOnDrop, lock},
+    sandbox::INPUT,
+    seen::{Seen, Waiting},
+    shape::{Reads, Shape},
+    source::{Sharing, Source, Sources},
+    statement,
+};
+use crate::{
+    access::Rights,
+    error::{Error, Result},
+    stream::RecordBatchStream,
+};
+
+/// Batches that wait between DuckDB and whoever reads.
+const CHANNEL_BATCHES: usize = 2;
+
+/// What is to be run.
+#[derive(Debug, Clone)]
+pub struct Transformation {
+    pub sql: String,
+    pub shape: Shape,
+    /// What `$name` stands for in it.
+    pub values: Vec<Given>,
+}
+
+/// One parameter's value, and the DuckDB type that it has.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Given {
+    pub name: String,
+    pub duckdb_type: String,
+    pub value: serde_json::Value,
+}
+
+/// A parameter that a statement must know.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Declared {
+    pub name: String,
+    pub duckdb_type: String,
+    pub default: Option<serde_json::Value>,
+}
+
+impl Engine {
+    /// What a SELECT over `input` is, told without an input; an error where it is none, or does not fit its parameters.
+    pub async fn check_transformation(&self, sql: &str, declared: Vec<Declared>) -> Result<Shape> {
+        statement::check_text(&self.shared, sql)?;
+        let sql = sql.to_string();
+        self.call(&Rights::all("mallard"), move |shared, connection| {
+            // What is no SELECT is told as such before it is told that readers may not run it.
+            let parsed = guard::admit(shared, connection, &sql, &Rights::all("exchanger"))?;
+            match statement::kind(&parsed)? {
+                StatementType::Select => {}
+                other => return Err(Error::invalid(format!("an exchanger is one SELECT over {INPUT}, not {other:?}"))),
+            }
+            guard::admit(shared, connection, &sql, &Rights::reader("exchanger"))?;
+            let used = parsed.parameter_names().map_err(|error| shared.cause(&error))?;
+            let same = |a: &str, b: &str| a.eq_ignore_ascii_case(b);
+            if let Some(unknown) = used.iter().find(|used| !declared.iter().any(|one| same(&one.name, used))) {
+                return Err(Error::invalid(format!(
+                    "the SQL has the parameter ${unknown}, which params does not name"
+                )));
+            }
+            for Declared { name, duckdb_type, default } in &declared {
+                if !used.iter().any(|used| same(used, name)) {
+                    return Err(Error::invalid(format!("the SQL has no parameter ${name}, which params names")));
+                }
+                let value = default.clone().unwrap_or_default();
+                let given = Given { name: name.clone(), duckdb_type: duckdb_type.clone(), value };
+                bound(shared, connection, &given)?;
+            }
+            Shape::of(shared, connection, &sql)
+        })
+        .await
+    }
+
+    /// Runs a SELECT over the relation `input`, which is the stream, in an engine of its own that runs nothing else.
+    pub async fn transform(
+        &self,
+        transformation: Transformation,
+        input: RecordBatchStream,
+    ) -> Result<RecordBatchStream> {
+        self.start_transformation(Rights::reader("exchanger"), transformation, input, false).await
+    }
+
+    /// The same beside others, with the tables that `rights` may read.
+    pub async fn transform_with_tables(
+        &self,
+        rights: &Arc<Rights>,
+        transformation: Transformation,
+        input: RecordBatchStream,
+    ) -> Result<RecordBatchStream> {
+        if transformation.shape.reads != Reads::EachRow {
+            // A worker of DuckDB's would wait for a sender.
+            return Err(Error::Unsupported(
+                "an exchanger that reads tables must work on each row for itself; put what needs all rows behind it, \
+                 in a chain: a | b"
+                    .into(),
+            ));
+        }
+        self.start_transformation(rights.clone(), transformation, input, true).await
+    }
+
+    async fn start_transformation(
+        &self,
+        rights: Arc<Rights>,
+        transformation: Transformation,
+        input: RecordBatchStream,
+        shares: bool,
+    ) -> Result<RecordBatchStream> {
+        statement::check_text(&self.shared, &transformation.sql)?;
+        let seen = self.shared.see(&rights, &transformation.sql);
+        let slot = seen
+            .unless_killed(self.pool.slot(&rights))
+            .await
+            .inspect_err(|error| seen.end::<()>(&Err(error.clone())))?;
+        seen.start();
+        let (cancel, guard) = self.pool.begin();
+        seen.runs(&cancel);
+        let sharing = if transformation.shape.reads == Reads::EachRow { Sharing::Segments } else { Sharing::Single };
+        let (source, feed) = self.sources.add(input.schema(), sharing);
+        source.stop_with(&cancel);
+        // Aborted with the output: dropping the set ends the task, which drops the input.
+        let mut pump = tokio::task::JoinSet::new();
+        pump.spawn(feed.pump(input));
+        let (head, schema) = oneshot::channel();
+        let (rows, batches) = mpsc::channel(CHANNEL_BATCHES);
+        let ending = Arc::new(Mutex::new(None));
+        let (shared, sources, ended) = (self.shared.clone(), self.sources.clone(), ending.clone());
+        self.pool.run(slot, move || {
+            let mut head = Some(head);
+            let mut connection = None;
+            let work = Work {
+                shared: &shared,
+                sources: &sources,
+                rights: &rights,
+                source,
+                cancel: &cancel,
+                seen: &seen,
+                shares,
+            };
+            let outcome = work.run(&transformation, &mut head, &rows, &mut connection);
+            let outcome = outcome.map_err(|error| discreet(work.source.failure.or(error), &rights));
+            let outcome = shared.finish(&cancel, &seen, outcome);
+            if let Err(error) = &outcome {
+                // Before the channel closes; the reader looks here when it has.
+                *lock(&ended) = Some(error.clone());
+            }
+            drop(rows);
+            if let Some(head) = head {
+                let no_schema = || Error::internal("a transformation ended without a schema");
+                // A receiver that is gone needs no answer.
+                let _ = head.send(Err(outcome.err().unwrap_or_else(no_schema)));
+            }
+            // Last: nobody waits for it.
+            drop(connection);
+        });
+        let schema = schema.await.map_err(|_| Error::internal("an engine thread ended without an answer"))??;
+        Ok(RecordBatchStream::new(schema, Batches { batches, ending, _guard: guard }).holding(pump))
+    }
+}
+
+/// One transformation on its engine thread.
+struct Work<'a> {
+    shared: &'a Shared,
+    sources: &'a Sources,
+    rights: &'a Arc<Rights>,
+    source: Source,
+    cancel: &'a Cancel,
+    seen: &'a Seen,
+    /// Whether the engine has other statements, and tables.
+    shares: bool,
+}
+
+type Head = Option<oneshot::Sender<Result<SchemaRef>>>;
+
+impl Work<'_> {
+    fn run(
+        &self,
+        transformation: &Transformation,
+        head: &mut Head,
+        rows: &mpsc::Sender<Waiting>,
+        connection: &mut Option<Connection>,
+    ) -> Result<()> {
+        let Self { shared, .. } = self;
+        let connection = &*connection.insert(shared.connect()?);
+        self.cancel.arm(connection.interrupt_handle())?;
+        if !self.shares {
+            shared.execute(connection, LOCK)?;
+        } else if let Some(size) = self.rights.allowance.operator_memory {
+            shared.execute(connection, &format!("SET operator_memory_limit = '{}B'", size.0))?;
+        }
+        // Its answer's columns are told with an input without rows: where others run, too, a statement that has been started
+        // takes rows before anybody asks.
+        let empty = self.sources.of(RecordBatch::new_empty(self.source.schema()), Sharing::Single);
+        self.show(connection, &empty)?;
+        let sql = &transformation.sql;
+        let statement = guard::admit_with(shared, connection, sql, self.rights, &[INPUT])
+            .inspect_err(|_| shared.identify(self.seen, connection, statement::class_of_text(connection, sql)))?;
+        shared.identify(self.seen, connection, statement::class(statement::kind(&statement)?));
+        let values: Vec<Value> =
+            transformation.values.iter().map(|given| bound(shared, connection, given)).collect::<Result<_>>()?;
+        let named: Vec<(&str, &dyn QueryParameter)> = transformation
+            .values
+            .iter()
+            .zip(&values)
+            .map(|(given, value)| (given.name.as_str(), value as &dyn QueryParameter))
+            .collect();
+        let parameters = if named.is_empty() { Parameters::None } else { Parameters::named(&named) };
+        let importer = self.columns(connection, &statement, parameters)?;
+        self.show(connection, &self.source)?;
+        let sent = head.take().map(|head| head.send(Ok(importer.schema())));
+        if !matches!(sent, Some(Ok(()))) {
+            return Err(Error::Cancelled);
+        }
+        // What is asked for the time, and which rows tables have, is the same in every segment.
+        let begin = if self.shares { "BEGIN TRANSACTION READ ONLY" } else { "BEGIN TRANSACTION" };
+        shared.execute(connection, begin)?;
+        let outcome = self.answer(connection, &statement, parameters, transformation.shape.reads, &importer, rows);
+        outcome.map_err(|error| {
+            match self.failing_row(connection, &statement, parameters, transformation.shape.reads, &error) {
+                Some(row) => error.at_row(row),
+                None => error,
+            }
+        })
+    }
+
+    /// Makes a stream the relation `input` of this connection.
+    fn show(&self, connection: &Connection, source: &Source) -> Result<()> {
+        let view = format!("CREATE OR REPLACE TEMP VIEW {INPUT} AS SELECT * FROM {}", source.call());
+        self.shared.execute(connection, &view).map(drop)
+    }
+
+    fn columns(
+        &self,
+        connection: &Connection,
+        statement: &Statement<'_>,
+        parameters: Parameters<'_>,
+    ) -> Result<Importer> {
+        let types = match parameters {
+            Parameters::None => Some(catalog::bound_types(self.shared, connection, statement)?),
+            // Without their values DuckDB may not know.
+            _ => None,
+        };
+        let result = self.start(connection, statement, parameters)?;
+        let mut importer = Importer::new(result.schema().map_err(|error| self.shared.cause(&error))?)?;
+        types.iter().for_each(|types| importer.annotate(types));
+        Ok(importer)
+    }
+
+    fn answer(
+        &self,
+        connection: &Connection,
+        statement: &Statement<'_>,
+        parameters: Parameters<'_>,
+        reads: Reads,
+        importer: &Importer,
+        rows: &mpsc::Sender<Waiting>,
+    ) -> Result<()> {
+        if reads != Reads::EachRow {
+            return self.send(&mut self.start(connection, statement, parameters)?, importer, rows);
+        }
+        while self.source.wait(&self.shared.metrics)? {
+            self.send(&mut self.start(connection, statement, parameters)?, importer, rows)?;
+        }
+        Ok(())
+    }
+
+    fn start<'c>(
+        &self,
+        connection: &'c Connection,
+        statement: &Statement<'c>,
+        parameters: Parameters<'_>,
+    ) -> Result<ArrowQueryResult<'c>> {
+        let batch_rows = self.shared.config.database.batch_rows;
+        let result = statement.arrow_query(connection, parameters, Some(batch_rows));
+        let result = result.map_err(|error| self.shared.cause(&error))?;
+        self.cancel.check()?;
+        Ok(result)
+    }
+
+    fn send(&self, result: &mut ArrowQueryResult<'_>, importer: &Importer, rows: &mpsc::Sender<Waiting>) -> Result<()> {
+        while let Some(array) = result.next_array().map_err(|error| self.shared.cause(&error))? {
+            let batch = importer.batch(array)?;
+            self.seen.answered(batch.num_rows());
+            let batch = Waiting::new(batch, &self.shared.metrics);
+            self.cancel.wait(rows.send(batch))?.map_err(|_| Error::Cancelled)?;
+        }
+        Ok(())
+    }
+
+    /// The first row, counted from 1, that a SELECT which works on each row for itself fails on: it is tried on fewer and
+    /// fewer of those that were taken last. Where that tells nothing, the first one of them.
+    fn failing_row(
+        &self,
+        connection: &Connection,
+        statement: &Statement<'_>,
+        parameters: Parameters<'_>,
+        reads: Reads,
+        error: &Error,
+    ) -> Option<u64> {
+        let of_rows = matches!(error, Error::Sql(_) | Error::Constraint(_) | Error::Invalid(_));
+        let (before, last) = self.source.last_rows().filter(|_| of_rows && !self.source.has_ended_or_failed(reads))?;
+        if reads != Reads::EachRow {
+            return Some(before + 1);
+        }
+        // The transaction is spoilt.
+        self.shared.execute(connection, "ROLLBACK").ok()?;
+        let (mut good, mut bad) = (0, last.num_rows());
+        while bad - good > 1 {
+            let middle = good + (bad - good) / 2;
+            match self.succeeds(connection, statement, parameters, last.slice(good, middle - good)) {
+                true => good = middle,
+                false => bad = middle,
+            }
+            self.cancel.check().ok()?;
+        }
+        let certain = !last.slice(good, bad - good).columns().is_empty()
+            && !self.succeeds(connection, statement, parameters, last.slice(good, bad - good));
+        Some(before + if certain { good as u64 } else { 0 } + 1)
+    }
+
+    fn succeeds(
+        &self,
+        connection: &Connection,
+        statement: &Statement<'_>,
+        parameters: Parameters<'_>,
+        rows: RecordBatch,
+    ) -> bool {
+        let source = self.sources.of(rows, Sharing::Single);
+        let tried = self.show(connection, &source).and_then(|()| {
+            let mut result = self.start(connection, statement, parameters)?;
+            while result.next_array().map_err(|error| self.shared.cause(&error))?.is_some() {}
+            Ok(())
+        });
+        tried.is_ok()
+    }
+}
+
+/// A value as DuckDB has it, of the declared type.
+fn bound(shared: &Shared, connection: &Connection, given: &Given) -> Result<Value> {
+    use serde_json::Value as Json;
+    let Given { name, duckdb_type, value } = given;
+    let wrong = |error: duckdb::Error| Error::invalid(format!("the parameter {name}: {}", error.message));
+    let target = LogicalType::from_text(connection, duckdb_type).map_err(wrong)?;
+    let value = match value {
+        Json::Null => return Value::null(connection, &target).map_err(wrong),
+        Json::Bool(value) => value.value(connection),
+        Json::Number(number) => match (number.as_i64(), number.as_f64()) {
+            (Some(whole), _) => whole.value(connection),
+            (None, Some(real)) => real.value(connection),
+            (None, None) => number.to_string().value(connection),
+        },
+        Json::String(text) => text.value(connection),
+        other => other.to_string().value(connection),
+    };
+    let value = value.map_err(|error| shared.cause(&error))?;
+    value.cast(connection, &target).map_err(wrong)
+}
+
+/// The receiving end; dropping it interrupts the statement.
+struct Batches {
+    batches: mpsc::Receiver<Waiting>,
+    /// Why there are no more batches, where that is an error.
+    ending: Arc<Mutex<Option<Error>>>,
+    _guard: CancelOnDrop,
+}
+
+impl Stream for Batches {
+    type Item = Result<RecordBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.batches.poll_recv(cx).map(|batch| match batch {
+            Some(waiting) => Some(Ok(waiting.leave())),
+            None => lock(&self.ending).take().map(Err),
+        })
+    }
+}
