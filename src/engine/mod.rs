@@ -14,11 +14,8 @@ mod files;
 pub mod guard;
 mod hold;
 mod ingest;
-<<<<<<< HEAD
-mod line;
-=======
 mod kept;
->>>>>>> 61a5e45 (Exchangers have versions and owners, are kept across restarts, and pass streams on in chains)
+mod line;
 mod metadata;
 mod open;
 mod plain;
@@ -47,13 +44,9 @@ pub use backup::{Manifest, Restored, restore};
 pub use binding::Bound;
 pub use catalog::{Plan, TableName, literal, quote};
 pub use files::FileFormat;
-<<<<<<< HEAD
 pub use ingest::{Fingerprint, Mode, Staged, Target};
-pub use line::{Line, Settings};
-=======
-pub use ingest::{Fingerprint, Mode, Staged};
 pub use kept::KeptExchanger;
->>>>>>> 61a5e45 (Exchangers have versions and owners, are kept across restarts, and pass streams on in chains)
+pub use line::{Line, Settings};
 pub use metadata::{KeyTable, ListedColumn, ListedTable, TABLE_TYPES, TableFilter, Vocabulary};
 pub use query::{Ask, status_schema};
 pub use seen::{Kill, RunningStatement};

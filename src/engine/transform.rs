@@ -274,7 +274,8 @@ impl Work<'_> {
             _ => None,
         };
         let result = self.start(connection, statement, parameters)?;
-        let mut importer = Importer::new(result.schema().map_err(|error| self.shared.cause(&error))?)?;
+        let plain = !self.shared.config.database.lossless_types;
+        let mut importer = Importer::new(result.schema().map_err(|error| self.shared.cause(&error))?, plain)?;
         types.iter().for_each(|types| importer.annotate(types));
         Ok(importer)
     }

@@ -24,11 +24,8 @@ use crate::{
     client::Trust,
     engine::{Kill, RunningStatement},
     error::{Error, Result},
-<<<<<<< HEAD
-    session::Listed,
-=======
     exchange::Registration,
->>>>>>> 61a5e45 (Exchangers have versions and owners, are kept across restarts, and pass streams on in chains)
+    session::Listed,
     transfer::{self, Transfer},
 };
 
