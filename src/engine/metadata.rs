@@ -13,7 +13,7 @@ use arrow_schema::{DataType, Field, FieldRef};
 use arrow_select::{concat::concat_batches, filter::filter_record_batch};
 use duckdb::{Parameters, QueryParameter, connection::Connection};
 
-use super::{Engine, Shared, arrow::Importer, catalog::arrow_schema};
+use super::{Ask, Engine, Shared, arrow::Importer, catalog::arrow_schema, line};
 use crate::{
     access::Rights,
     error::{Error, Result},
@@ -106,9 +106,35 @@ const FOREIGN_KEYS: &str = "\
 const TYPES_AT_ONCE: usize = 500;
 
 impl Engine {
+    /// Asks where a statement of that place would run: its open transaction and its temporary tables are seen there.
+    async fn inquire<T: Send + 'static>(
+        &self,
+        rights: &Rights,
+        place: &Ask,
+        work: impl FnOnce(&Shared, &Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let settings = place.settings.clone();
+        match &place.line {
+            None => {
+                self.call(rights, move |shared, connection| {
+                    line::apply(shared, connection, &settings)?;
+                    work(shared, connection)
+                })
+                .await
+            }
+            Some(line) => {
+                self.call_on_line(rights, line, move |shared, kept| {
+                    kept.apply(shared, &settings)?;
+                    work(shared, kept.connection(shared)?)
+                })
+                .await
+            }
+        }
+    }
+
     /// The databases that tables of clients are in.
-    pub async fn catalogs(&self, rights: &Arc<Rights>) -> Result<Vec<String>> {
-        self.call(rights, |shared, connection| {
+    pub async fn catalogs(&self, rights: &Arc<Rights>, place: &Ask) -> Result<Vec<String>> {
+        self.inquire(rights, place, |shared, connection| {
             let database = shared.database_name(connection)?;
             let sql = format!("SELECT DISTINCT database_name FROM {TABLES} UNION SELECT $database ORDER BY ALL");
             let rows = shared.rows(connection, &sql, Parameters::named(&[("database", &database)]))?;
@@ -121,11 +147,12 @@ impl Engine {
     pub async fn schemas(
         &self,
         rights: &Arc<Rights>,
+        place: &Ask,
         catalog: Option<String>,
         pattern: Option<String>,
     ) -> Result<Vec<[String; 2]>> {
         let (user, rights) = (rights, rights.clone());
-        self.call(user, move |shared, connection| {
+        self.inquire(user, place, move |shared, connection| {
             let database = shared.database_name(connection)?;
             // The schema of temporary tables is there where there are some.
             let sql = format!(
@@ -148,17 +175,22 @@ impl Engine {
     pub async fn listed(
         &self,
         rights: &Arc<Rights>,
+        place: &Ask,
         filter: TableFilter,
         with_columns: bool,
     ) -> Result<Vec<ListedTable>> {
         let (user, rights) = (rights, rights.clone());
-        self.call(user, move |shared, connection| listed(shared, connection, &rights, &filter, with_columns)).await
+        let plain = place.settings.plain(&self.shared);
+        self.inquire(user, place, move |shared, connection| {
+            listed(shared, connection, &rights, &filter, with_columns, plain)
+        })
+        .await
     }
 
     /// Primary keys, one row a column: catalog, schema, table, column, the key's name, the column's place in it.
-    pub async fn primary_keys(&self, rights: &Arc<Rights>, of: KeyTable) -> Result<RecordBatch> {
+    pub async fn primary_keys(&self, rights: &Arc<Rights>, place: &Ask, of: KeyTable) -> Result<RecordBatch> {
         let (user, rights) = (rights, rights.clone());
-        self.call(user, move |shared, connection| {
+        self.inquire(user, place, move |shared, connection| {
             let sql = "SELECT * FROM (\
                  SELECT database_name AS catalog_name, schema_name AS db_schema_name, table_name, \
                    unnest(constraint_column_names) AS column_name, constraint_name AS key_name, \
@@ -182,11 +214,12 @@ impl Engine {
     pub async fn foreign_keys(
         &self,
         rights: &Arc<Rights>,
+        place: &Ask,
         parent: Option<KeyTable>,
         child: Option<KeyTable>,
     ) -> Result<RecordBatch> {
         let (user, rights) = (rights, rights.clone());
-        self.call(user, move |shared, connection| {
+        self.inquire(user, place, move |shared, connection| {
             // Keys that others have to a table are told by them; those of a table by what they refer to.
             let order = if child.is_none() {
                 "fk_catalog_name, fk_db_schema_name, fk_table_name, fk_key_name, key_sequence"
@@ -271,6 +304,7 @@ fn listed(
     rights: &Rights,
     filter: &TableFilter,
     with_columns: bool,
+    plain: bool,
 ) -> Result<Vec<ListedTable>> {
     let columns = match with_columns {
         true => "LEFT JOIN duckdb_columns() AS columns USING (database_name, schema_name, table_name)",
@@ -302,7 +336,7 @@ fn listed(
             rows.push(row);
         }
     }
-    let arrow = arrow_types(shared, connection, &rows)?;
+    let arrow = arrow_types(shared, connection, &rows, plain)?;
     let mut tables: Vec<ListedTable> = Vec::new();
     for [catalog, schema, name, kind, rest @ ..] in rows {
         if tables.last().is_none_or(|last| (&last.catalog, &last.schema, &last.name) != (&catalog, &schema, &name)) {
@@ -331,10 +365,14 @@ fn column(row: [String; 9], arrow: &HashMap<String, FieldRef>) -> Option<ListedC
 }
 
 /// A field of each of DuckDB's types among the columns, as its results have it.
-fn arrow_types(shared: &Shared, connection: &Connection, rows: &[Row]) -> Result<HashMap<String, FieldRef>> {
+fn arrow_types(
+    shared: &Shared,
+    connection: &Connection,
+    rows: &[Row],
+    plain: bool,
+) -> Result<HashMap<String, FieldRef>> {
     let types: BTreeSet<&str> = rows.iter().map(|row| row[5].as_str()).filter(|text| !text.is_empty()).collect();
     let types: Vec<String> = types.into_iter().map(str::to_string).collect();
-    let plain = !shared.config.database.lossless_types;
     let mut fields = HashMap::with_capacity(types.len());
     for some in types.chunks(TYPES_AT_ONCE) {
         if let Ok(schema) = arrow_schema(shared, connection, &unnamed(some), plain) {

@@ -8,7 +8,8 @@ use arrow_flight::{
     FlightInfo, IpcMessage,
     sql::{
         CommandGetCrossReference, CommandGetDbSchemas, CommandGetExportedKeys, CommandGetImportedKeys,
-        CommandGetPrimaryKeys, CommandGetTables, CommandGetXdbcTypeInfo, SqlInfo, client::FlightSqlServiceClient,
+        CommandGetPrimaryKeys, CommandGetTables, CommandGetXdbcTypeInfo, EndTransaction, SqlInfo,
+        client::FlightSqlServiceClient,
     },
 };
 use arrow_schema::{Schema, SchemaRef};
@@ -288,6 +289,28 @@ async fn what_a_caller_may_not_read_is_in_no_metadata() {
     assert_eq!(rows(&mut ann, info).await.num_rows(), 0);
     let info = ann.get_sql_info(vec![SqlInfo::FlightSqlServerReadOnly]).await.unwrap();
     assert_eq!(infos(&rows(&mut ann, info).await)[&(SqlInfo::FlightSqlServerReadOnly as u32)], "true");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_sees_its_own_transaction_and_temporary_tables() {
+    let server = TestServer::with(with_login(test_config())).await;
+    let (mut ours, mut others) = (stock(&server).await, stock(&server).await);
+    for client in [&mut ours, &mut others] {
+        client.handshake(USER, PASSWORD).await.unwrap();
+    }
+    async fn tables(client: &mut Client) -> Vec<Vec<String>> {
+        let info = client.get_tables(CommandGetTables { include_schema: true, ..named("%") }).await.unwrap();
+        texts(&rows(client, info).await, &["catalog_name", "table_name", "table_type"])
+    }
+    ours.execute_update("CREATE TEMP TABLE here (i INTEGER)".into(), None).await.unwrap();
+    let here = ["temp", "here", "LOCAL TEMPORARY"];
+    assert_eq!(tables(&mut ours).await, of(&[here]));
+    let transaction = ours.begin_transaction().await.unwrap();
+    ours.execute_update("CREATE TABLE inside (i INTEGER)".into(), Some(transaction.clone())).await.unwrap();
+    assert_eq!(tables(&mut ours).await, of(&[["memory", "inside", "TABLE"], here]));
+    assert_eq!(tables(&mut others).await, of::<3>(&[]));
+    ours.end_transaction(transaction, EndTransaction::Rollback).await.unwrap();
+    assert_eq!(tables(&mut ours).await, of(&[here]));
 }
 
 /// The ids with their values as text.

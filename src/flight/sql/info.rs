@@ -51,8 +51,8 @@ fn of_the_server(infos: &mut SqlInfoDataBuilder, config: &Config, rights: &Right
     infos.append(Id::FlightSqlServerCancel, true);
     infos.append(Id::FlightSqlServerBulkIngestion, true);
     infos.append(Id::FlightSqlServerIngestTransactionsSupported, true);
-    infos.append(Id::FlightSqlServerStatementTimeout, milliseconds(config.auth.session_max));
-    infos.append(Id::FlightSqlServerTransactionTimeout, milliseconds(config.auth.session_max));
+    infos.append(Id::FlightSqlServerStatementTimeout, milliseconds(config.session.idle_timeout));
+    infos.append(Id::FlightSqlServerTransactionTimeout, milliseconds(config.session.transaction_timeout));
 }
 
 fn milliseconds(span: Span) -> i32 {

@@ -16,7 +16,7 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use super::{Metadata, info, xdbc};
 use crate::{
     auth::Identity,
-    engine::{KeyTable, ListedColumn, ListedTable, TABLE_TYPES, TableFilter, Vocabulary},
+    engine::{Ask, KeyTable, ListedColumn, ListedTable, TABLE_TYPES, TableFilter, Vocabulary},
     error::{Error, Result},
     flight::service::Flight,
     stream::RecordBatchStream,
@@ -77,36 +77,38 @@ impl Flight {
     /// The answer to one of them, as far as this caller may know it.
     pub(super) async fn metadata(&self, identity: &Identity, asked: Metadata) -> Result<RecordBatchStream> {
         let (schema, rights) = (asked.schema(), &identity.rights);
+        // In the session's open transaction, which these commands do not name.
+        let place = &self.sessions.joining(identity)?;
         let rows = match asked {
-            Metadata::Catalogs(CommandGetCatalogs {}) => texts(&schema, &[self.engine.catalogs(rights).await?])?,
+            Metadata::Catalogs(CommandGetCatalogs {}) => texts(&schema, &[self.engine.catalogs(rights, place).await?])?,
             Metadata::DbSchemas(CommandGetDbSchemas { catalog, db_schema_filter_pattern }) => {
-                let schemas = self.engine.schemas(rights, catalog, db_schema_filter_pattern).await?;
+                let schemas = self.engine.schemas(rights, place, catalog, db_schema_filter_pattern).await?;
                 let (catalogs, names): (Vec<_>, Vec<_>) =
                     schemas.into_iter().map(|[catalog, name]| (catalog, name)).unzip();
                 texts(&schema, &[catalogs, names])?
             }
-            Metadata::Tables(asked) => return self.tables(identity, schema, asked).await,
+            Metadata::Tables(asked) => return self.tables(identity, place, schema, asked).await,
             Metadata::TableTypes(CommandGetTableTypes {}) => {
                 texts(&schema, &[TABLE_TYPES.map(str::to_string).to_vec()])?
             }
             Metadata::PrimaryKeys(CommandGetPrimaryKeys { catalog, db_schema, table }) => {
                 let table = KeyTable { catalog, schema: db_schema, table };
-                self.engine.primary_keys(rights, table).await?
+                self.engine.primary_keys(rights, place, table).await?
             }
             Metadata::ExportedKeys(CommandGetExportedKeys { catalog, db_schema, table }) => {
                 let parent = KeyTable { catalog, schema: db_schema, table };
-                self.engine.foreign_keys(rights, Some(parent), None).await?
+                self.engine.foreign_keys(rights, place, Some(parent), None).await?
             }
             Metadata::ImportedKeys(CommandGetImportedKeys { catalog, db_schema, table }) => {
                 let child = KeyTable { catalog, schema: db_schema, table };
-                self.engine.foreign_keys(rights, None, Some(child)).await?
+                self.engine.foreign_keys(rights, place, None, Some(child)).await?
             }
             Metadata::CrossReference(asked) => {
                 let CommandGetCrossReference { pk_catalog, pk_db_schema, pk_table, fk_catalog, fk_db_schema, fk_table } =
                     asked;
                 let parent = KeyTable { catalog: pk_catalog, schema: pk_db_schema, table: pk_table };
                 let child = KeyTable { catalog: fk_catalog, schema: fk_db_schema, table: fk_table };
-                self.engine.foreign_keys(rights, Some(parent), Some(child)).await?
+                self.engine.foreign_keys(rights, place, Some(parent), Some(child)).await?
             }
             Metadata::XdbcTypeInfo(CommandGetXdbcTypeInfo { data_type }) => {
                 xdbc::types()?.record_batch(data_type).map_err(Error::internal)?
@@ -127,6 +129,7 @@ impl Flight {
     async fn tables(
         &self,
         identity: &Identity,
+        place: &Ask,
         schema: SchemaRef,
         asked: CommandGetTables,
     ) -> Result<RecordBatchStream> {
@@ -138,7 +141,7 @@ impl Flight {
             include_schema,
         } = asked;
         let filter = TableFilter { catalog, schema: db_schema_filter_pattern, table: table_name_filter_pattern, types };
-        let mut tables = self.engine.listed(&identity.rights, filter, include_schema).await?.into_iter();
+        let mut tables = self.engine.listed(&identity.rights, place, filter, include_schema).await?.into_iter();
         let batches_schema = schema.clone();
         let batches = std::iter::from_fn(move || {
             let some: Vec<ListedTable> = tables.by_ref().take(TABLES_AT_ONCE).collect();
