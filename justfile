@@ -25,6 +25,16 @@ chart *ARGS:
 soak *ARGS:
     sh tests/soak/run.sh {{ARGS}}
 
+# Clients of Flight SQL from PyPI and npm; `just clients --write` writes docs/clients.md.
+clients *ARGS:
+    cargo build --release
+    sh tests/e2e/clients/run.sh {{ARGS}}
+
+# SQL with expected answers, through ADBC and through DuckDB itself.
+sqllogic *ARGS:
+    cargo build --release
+    sh tests/sqllogic/run.sh {{ARGS}}
+
 # The image and docker compose, with crashes and cut networks; needs a Docker engine.
 containers:
     sh tests/e2e/containers/run.sh
@@ -43,6 +53,11 @@ examples:
 bench *ARGS:
     cargo build --release
     bash bench/run.sh {{ARGS}}
+
+# One-row queries through Flight SQL, beside ROAPI and Quack.
+bench-flight-sql *ARGS:
+    cargo build --release
+    sh bench/flight_sql.sh {{ARGS}}
 
 # IPC compression over limited links; needs root, for network namespaces.
 bench-network *ARGS:

@@ -1,0 +1,33 @@
+#!/bin/sh
+# Stock clients of Flight SQL, from PyPI and npm, at one server: `sh tests/e2e/clients/run.sh [--write] [--only WORDS]`.
+# What they can do is the table in docs/clients.md, which is held to what this run says.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../../.." && pwd)
+target=${CARGO_TARGET_DIR:-$root/target}
+kept=${MALLARD_CLIENTS_DIR:-$target/e2e-clients}
+export MALLARD_BIN="${MALLARD_BIN:-${MALLARD:-$target/release/mallard}}"
+export PYTHONDONTWRITEBYTECODE=1 MALLARD_NODE_MODULES="$kept/node_modules"
+
+if [ ! -x "$MALLARD_BIN" ]; then
+    echo "no mallard binary at $MALLARD_BIN: run cargo build --release, or set MALLARD" >&2
+    exit 1
+fi
+command -v npm >/dev/null || { echo "install Node.js with npm first" >&2; exit 1; }
+MALLARD_VERSION=$("$MALLARD_BIN" --version | cut -d ' ' -f 2)
+export MALLARD_VERSION
+
+# The copies are made last, so an installation that was interrupted is done again.
+if ! cmp -s "$here/requirements.txt" "$kept/requirements.txt"; then
+    python3 -m venv "$kept"
+    "$kept/bin/pip" install --quiet --disable-pip-version-check --requirement "$here/requirements.txt"
+    cp "$here/requirements.txt" "$kept/requirements.txt"
+fi
+if ! cmp -s "$here/package.json" "$kept/installed.json"; then
+    cp "$here/package.json" "$kept/package.json"
+    npm install --prefix "$kept" --no-audit --no-fund --no-package-lock --ignore-scripts --loglevel=error
+    cp "$here/package.json" "$kept/installed.json"
+fi
+
+exec "$kept/bin/python" "${MALLARD_CLIENTS_COMMAND:-$here/check.py}" "$@"
