@@ -188,7 +188,8 @@ impl Rights {
 
     /// Whether there may be a table in that schema that they may read.
     pub fn sees_schema(&self, schema: &str) -> bool {
-        self.read.reaches(schema) || (self.role >= Role::Writer && self.write.reaches(schema))
+        !is_own_schema(schema)
+            && (self.read.reaches(schema) || (self.role >= Role::Writer && self.write.reaches(schema)))
     }
 
     /// Whether there is no table that they may not read.

@@ -18,6 +18,7 @@ use crate::{
     config::{Compression, MAX_ENDPOINTS, Secret},
     engine::{Engine, Fingerprint, Mode, TableName},
     error::{Error, Result},
+    exchange::{Chain, Registry},
     location::Location,
     stream::{RecordBatchStream, batch_bytes},
     telemetry::Metrics,
@@ -43,6 +44,8 @@ pub struct Request {
     #[serde(default = "one")]
     endpoints: usize,
     compression: Option<String>,
+    /// Exchangers of the server that pulls, which the rows pass before they are stored.
+    exchange: Option<String>,
 }
 
 /// A text; what is given in its place is not shown in the error.
@@ -82,7 +85,8 @@ pub struct Progress {
     pub seconds: f64,
     pub done: bool,
     /// In the last one: whether row count and hash were compared and are equal. False where the request said
-    /// `"verify": false`, or values were cast into an existing table and only the count could be compared.
+    /// `"verify": false`, or only the count could be compared: values were cast into an existing table, or the rows passed
+    /// exchangers.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub verified: Option<bool>,
     /// The sum of DuckDB's hash of each row, equal on both sides.
@@ -104,6 +108,7 @@ pub struct Transfer {
     verify: bool,
     endpoints: usize,
     compression: Option<Compression>,
+    chain: Option<Chain>,
     trust: Trust,
 }
 
@@ -143,8 +148,9 @@ impl Transfer {
         }
         let compression = request.compression.map(|word| word.parse()).transpose();
         let compression = compression.map_err(|why: String| Error::invalid(format!("compression {why}")))?;
+        let chain = request.exchange.map(|chain| Chain::parse(&chain)).transpose()?;
         let (rights, trust) = (rights.clone(), Trust::default());
-        Ok(Self { rights, from, login, what, to, mode, verify, endpoints, compression, trust })
+        Ok(Self { rights, from, login, what, to, mode, verify, endpoints, compression, chain, trust })
     }
 
     /// Whom to trust where `from` is under TLS.
@@ -153,12 +159,17 @@ impl Transfer {
     }
 
     /// Runs the transfer. Dropping the stream rolls it back.
-    pub fn run(self, engine: Arc<Engine>, metrics: Metrics) -> impl Stream<Item = Result<Progress>> + Send + 'static {
+    pub fn run(
+        self,
+        engine: Arc<Engine>,
+        exchangers: Registry,
+        metrics: Metrics,
+    ) -> impl Stream<Item = Result<Progress>> + Send + 'static {
         let counter = Arc::new(Counter { rows: AtomicU64::new(0), bytes: AtomicU64::new(0), start: Instant::now() });
         let watched = counter.clone();
         let moving = Box::pin(async move {
             let mut underway = metrics.transfer();
-            let outcome = self.pull(&engine, &counter, &metrics).await;
+            let outcome = self.pull(&engine, &exchangers, &counter, &metrics).await;
             underway.end(&outcome);
             outcome
         });
@@ -177,7 +188,13 @@ impl Transfer {
         })
     }
 
-    async fn pull(self, engine: &Engine, counter: &Arc<Counter>, metrics: &Metrics) -> Result<Progress> {
+    async fn pull(
+        self,
+        engine: &Engine,
+        exchangers: &Registry,
+        counter: &Arc<Counter>,
+        metrics: &Metrics,
+    ) -> Result<Progress> {
         let source = Client::connect_trusting(&self.from, self.login.as_ref(), &self.trust).await?;
         let source = source.compressing(self.compression);
         let (input, relation) = match &self.what {
@@ -191,8 +208,15 @@ impl Transfer {
             metrics.transfer_rows.inc_by(rows);
             metrics.transfer_bytes.inc_by(bytes);
         });
-        let staged = engine.ingest(&self.rights, &self.to, self.mode, input, self.verify).await?;
+        let input = match &self.chain {
+            Some(chain) => exchangers.run(&self.rights, chain, input).await?,
+            None => input,
+        };
+        // What exchangers make of the rows cannot be compared with them.
+        let comparable = self.verify && self.chain.is_none();
+        let staged = engine.ingest(&self.rights, &self.to, self.mode, input, comparable).await?;
         let mut done = counter.now();
+        let arrived = if self.chain.is_some() { done.rows } else { staged.rows };
         done.rows = staged.rows;
         done.done = true;
         let mut verified = false;
@@ -205,8 +229,8 @@ impl Transfer {
                     source.peer()
                 ))
             };
-            if there.rows != staged.rows {
-                return Err(differ("row counts", there.rows.to_string(), staged.rows.to_string()));
+            if there.rows != arrived {
+                return Err(differ("row counts", there.rows.to_string(), arrived.to_string()));
             }
             if let Some(here) = &staged.fingerprint {
                 if *here != there {

@@ -15,6 +15,9 @@ pub(super) struct Arguments {
     table: String,
     /// Parquet, CSV, JSON or Arrow IPC file, told by its ending
     file: PathBuf,
+    /// Exchangers of the server that the rows pass before they are stored, such as 'a | b {"key": 1}'
+    #[arg(long, value_name = "CHAIN")]
+    through: Option<String>,
     #[command(flatten)]
     login: LoginArguments,
 }
@@ -23,7 +26,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<()> {
     let table = TableName::parse(&arguments.table)?;
     let local = files::local().await?;
     let rows = files::read(&local, &arguments.file).await?;
-    let client = arguments.login.connect(&arguments.uri).await?;
+    let client = arguments.login.connect(&arguments.uri).await?.through(arguments.through.as_deref())?;
     let meter = Meter::start("put", None);
     let stored = client.put(table.parts(), meter.watch(rows)).await?;
     let measured = meter.finish();

@@ -17,6 +17,9 @@ pub(super) struct Arguments {
     /// Read over so many connections at once; rows then come in no order
     #[arg(long, default_value_t = 1, value_parser = connect::endpoints(), value_name = "COUNT")]
     endpoints: u16,
+    /// Exchangers of the server that the rows pass on their way out, such as 'a | b {"key": 1}'
+    #[arg(long, value_name = "CHAIN", conflicts_with = "endpoints")]
+    through: Option<String>,
     #[command(flatten)]
     output: OutputArguments,
     #[command(flatten)]
@@ -24,7 +27,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<()> {
-    let client = arguments.login.connect(&arguments.uri).await?;
+    let client = arguments.login.connect(&arguments.uri).await?.through(arguments.through.as_deref())?;
     let rows = client.query_endpoints(&arguments.sql, arguments.endpoints.into()).await?;
     arguments.output.write("query", rows).await
 }

@@ -33,6 +33,9 @@ pub(super) struct Arguments {
     /// Pull over so many connections at once; rows are then stored in no order
     #[arg(long, default_value_t = 1, value_parser = endpoints(), value_name = "COUNT")]
     endpoints: u16,
+    /// Exchangers of the server that pulls, which the rows pass before they are stored, such as 'a | b {"key": 1}'
+    #[arg(long, value_name = "CHAIN")]
+    through: Option<String>,
     #[command(flatten)]
     login: LoginArguments,
     /// User at the server to read from; by default the same login as at the other. Password: MALLARD_FROM_PASSWORD,
@@ -68,6 +71,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<()> {
     let optional = [
         ("table", arguments.table.as_deref()),
         ("query", arguments.query.as_deref()),
+        ("exchange", arguments.through.as_deref()),
         ("to", arguments.into.as_deref()),
         ("username", there.as_ref().map(|login| login.user.as_str())),
         ("password", there.as_ref().map(|login| login.password.reveal())),
@@ -87,6 +91,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<()> {
     meter.finish();
     let how = match &done.hash {
         Some(hash) => format!("verified: count and hash {hash} are equal on both sides"),
+        None if arguments.through.is_some() => "verified by count only: they passed exchangers".to_string(),
         None => "verified by count only: the values were cast into the existing table".to_string(),
     };
     println!("{} rows, {:.1} MB in {:.3} s; {how}", grouped(done.rows), done.bytes as f64 / 1e6, done.seconds);

@@ -76,12 +76,17 @@ fn pem(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|error| Error::Io(format!("{}: {error}", path.display())))
 }
 
+/// Which exchangers the rows of a DoGet or DoPut pass on the server.
+pub const EXCHANGE_HEADER: &str = "x-mallard-exchange";
+
 /// The headers that go with every call.
 #[derive(Clone, Default)]
 pub(super) struct Headers {
     /// The bearer token, shared by all clones: a server replaces it by a fresh one while it is used.
     authorization: Option<Arc<RwLock<MetadataValue<Ascii>>>>,
     pub(super) compression: Option<Compression>,
+    /// The exchangers that rows pass on their way in or out.
+    pub(super) chain: Option<MetadataValue<Ascii>>,
 }
 
 impl Headers {
@@ -106,6 +111,9 @@ impl Headers {
         }
         if let Some(compression) = self.compression {
             request.metadata_mut().insert(COMPRESSION_HEADER, MetadataValue::from_static(compression.word()));
+        }
+        if let Some(chain) = &self.chain {
+            request.metadata_mut().insert(EXCHANGE_HEADER, chain.clone());
         }
         request
     }

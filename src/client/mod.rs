@@ -23,7 +23,7 @@ use tonic::{Request, Status, Streaming, body::Body, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tower::{Service, ServiceExt};
 
-pub use connect::{Login, Trust};
+pub use connect::{EXCHANGE_HEADER, Login, Trust};
 pub use endpoints::ENDPOINTS_HEADER;
 
 use crate::{
@@ -87,6 +87,14 @@ impl Client {
     pub fn compressing(mut self, compression: Option<Compression>) -> Self {
         self.headers.compression = compression;
         self
+    }
+
+    /// From now on rows pass these exchangers of the server's, such as `a | b`, before they are stored and before they are
+    /// answered. `None` ends that.
+    pub fn through(mut self, chain: Option<&str>) -> Result<Self> {
+        let wrong = |_| Error::invalid("a chain travels in a header: ASCII, without line breaks; JSON has \\u escapes");
+        self.headers.chain = chain.map(|chain| chain.trim().parse()).transpose().map_err(wrong)?;
+        Ok(self)
     }
 
     /// Where this client is connected.

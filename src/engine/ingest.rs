@@ -71,6 +71,13 @@ impl Fingerprint {
         format!("SELECT count(*)::VARCHAR, coalesce(sum(hash(mallard_row)), 0)::VARCHAR FROM {relation} AS mallard_row")
     }
 
+    /// The same with names for the columns, and the count as a number.
+    pub fn named_sql(relation: &str) -> String {
+        format!(
+            "SELECT count(*) AS rows, coalesce(sum(hash(mallard_row)), 0)::VARCHAR AS hash FROM {relation} AS mallard_row"
+        )
+    }
+
     pub fn from_row(row: &[String]) -> Result<Self> {
         let parsed = match row {
             [rows, hash] => rows.parse().ok().zip(hash.parse().ok()),

@@ -87,12 +87,14 @@ pub struct Listed {
 impl Registry {
     /// With what the engine's database keeps. One that is broken is listed as such.
     pub async fn load(config: &Config, engine: Arc<Engine>, metrics: Metrics) -> Result<Self> {
-        let built_in = builtin::all().into_iter().map(|(name, exchanger)| (name, Registered::new(None, Ok(exchanger))));
+        let sandboxes = Sandboxes::new(config, engine.clone());
+        let built_in =
+            builtin::all(&sandboxes).into_iter().map(|(name, exchanger)| (name, Registered::new(None, Ok(exchanger))));
         let registry = Self(Arc::new(Inner {
             built_in: built_in.collect(),
             registered: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
-            sandboxes: Sandboxes::new(config, engine.clone()),
+            sandboxes,
             engine,
             config: config.clone(),
             metrics,

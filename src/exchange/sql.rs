@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{About, Arguments, Exchanger, Kind, Run};
 use crate::{
     config::Config,
-    engine::{Declared, Engine, Given, Reads, Shape, Transformation, guard::BuiltIns},
+    engine::{Declared, Engine, Fingerprint, Given, Reads, Shape, Transformation, guard::BuiltIns},
     error::{Error, Result},
     stream::RecordBatchStream,
 };
@@ -73,7 +73,31 @@ impl Sandboxes {
         }
         let description = description.unwrap_or_else(|| sql.split_whitespace().collect::<Vec<_>>().join(" "));
         let about = about(description, &shape, &declared);
-        Ok(Arc::new(SqlExchanger { sql: sql.to_string(), shape, declared, about, sandboxes: self.clone() }))
+        let (kind, sql) = (Kind::Sql, sql.to_string());
+        Ok(Arc::new(SqlExchanger { kind, sql, shape, declared, about, sandboxes: self.clone() }))
+    }
+
+    /// The built-in exchanger that computes what transfers compare.
+    pub(super) fn checksum(&self) -> Arc<dyn Exchanger> {
+        let shape = Shape { reads: Reads::Whole, tables: Default::default() };
+        let about = About {
+            description:
+                "answers one row: how many rows there are, and the sum of DuckDB's hash of each, whatever their \
+                          order; the sum that transfers and backups compare"
+                    .into(),
+            input: "any columns".into(),
+            output: "rows BIGINT, hash VARCHAR".into(),
+            streams: false,
+            params: Map::new(),
+        };
+        Arc::new(SqlExchanger {
+            kind: Kind::BuiltIn,
+            sql: Fingerprint::named_sql("input"),
+            shape,
+            declared: Vec::new(),
+            about,
+            sandboxes: self.clone(),
+        })
     }
 
     fn may_read_tables(&self, shape: &Shape) -> Result<()> {
@@ -146,6 +170,7 @@ impl Drop for Sandbox {
 }
 
 struct SqlExchanger {
+    kind: Kind,
     sql: String,
     shape: Shape,
     declared: Vec<Declared>,
@@ -155,7 +180,7 @@ struct SqlExchanger {
 
 impl Exchanger for SqlExchanger {
     fn kind(&self) -> Kind {
-        Kind::Sql
+        self.kind
     }
 
     fn about(&self) -> &About {

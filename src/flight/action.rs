@@ -64,7 +64,7 @@ const ACTIONS: [Described; 21] = [
         role: Role::Writer,
         text: "pulls a table or query from another server into a table here; body: {\"from\": location, \"username\"?: text, \
          \"password\"?: text, \"table\" | \"query\": text, \"to\"?: table, \"mode\"?: \"create\" | \"append\" | \"replace\", \
-         \"verify\"?: bool, \"endpoints\"?: number of connections}; results: {\"rows\", \"bytes\", \"seconds\", \"done\"}, the last with \"verified\" and \"hash\"",
+         \"verify\"?: bool, \"endpoints\"?: number of connections, \"exchange\"?: exchangers that the rows pass before they are stored}; results: {\"rows\", \"bytes\", \"seconds\", \"done\"}, the last with \"verified\" and \"hash\"",
     },
     Described {
         name: "queries",
@@ -193,7 +193,7 @@ impl Flight {
                 // No certificate is shown: the server's own identity is not its clients' to use.
                 let trust = Trust { ca: self.config.tls.peer_ca.clone(), identity: None };
                 let transfer = Transfer::new(&identity.rights, request)?.trusting(trust);
-                let progress = transfer.run(self.engine.clone(), self.metrics.clone());
+                let progress = transfer.run(self.engine.clone(), self.exchangers.clone(), self.metrics.clone());
                 Ok(progress.map(|step| step.and_then(|step| to_json(&step))).boxed())
             }
             "queries" => {

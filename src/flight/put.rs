@@ -1,4 +1,4 @@
-//! DoPut: a stream into a table, all of it or nothing.
+//! DoPut: a stream into a table, all of it or nothing; through exchangers before it is stored, where the call says so.
 
 use arrow_flight::PutResult;
 use serde_json::json;
@@ -9,20 +9,27 @@ use super::{
 };
 use crate::{
     engine::{Mode, TableName},
-    error::Result,
+    error::{Error, Result},
+    exchange::Chain,
     telemetry::Direction,
     wire::Upload,
 };
 
 impl Flight {
     /// Answers when the rows are durable.
-    pub(super) async fn put(&self, upload: Upload, caller: &Caller) -> Result<PutResult> {
+    pub(super) async fn put(&self, upload: Upload, caller: &Caller, chain: Option<Chain>) -> Result<PutResult> {
         let table = match Command::from_descriptor(&upload.descriptor)? {
             Command::Table(table) => table,
             Command::Text(name) => TableName::parse(&name)?,
+            Command::FlightSql(_) if chain.is_some() => {
+                return Err(Error::Unsupported(
+                    "rows of Flight SQL's DoPut pass no exchanger; send them to a table".into(),
+                ));
+            }
             Command::FlightSql(command) => return self.sql_put(command, upload, caller).await,
         };
         let input = counted(&caller.call, Direction::Received, upload.batches().await?);
+        let input = self.through(caller, chain, input).await?;
         let staged = self.engine.ingest(&caller.identity.rights, &table, Mode::CreateOrAppend, input, false).await?;
         let (rows, bytes) = (staged.rows, staged.bytes);
         staged.commit().await?;

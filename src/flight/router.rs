@@ -9,7 +9,7 @@ use http::{HeaderMap, Request, Response, header::USER_AGENT};
 use tonic::{Status, body::Body, codec::CompressionEncoding};
 use tower::Service;
 
-use super::service::{Caller, Flight, broken};
+use super::service::{Caller, Flight, broken, chain};
 use crate::{
     config::Config,
     error::Error,
@@ -60,19 +60,21 @@ impl Router {
     async fn get(self, request: Request<Body>) -> Result<Response<Body>, Status> {
         let caller = Caller::of(request.extensions())?;
         let sending = self.flight.sending(request.headers())?;
+        let chain = chain(request.headers())?;
         let ticket: Option<Ticket> =
             wire::first(request.into_body(), self.max_message).await.map_err(|status| broken(&status))?;
         let ticket = ticket.ok_or_else(|| Error::invalid("the request has no ticket"))?;
-        let rows = self.flight.rows(&caller, &ticket.ticket).await?;
+        let rows = self.flight.rows(&caller, &ticket.ticket, chain).await?;
         Ok(wire::respond(std::future::ready(Ok(rows)), sending))
     }
 
     fn put(self, request: Request<Body>) -> Result<Response<Body>, Status> {
         let caller = Caller::of(request.extensions())?;
+        let chain = chain(request.headers())?;
         let messages = wire::request_within(request.into_body(), self.max_message, self.budget.clone());
         Ok(wire::answer(futures::stream::once(async move {
             let upload = wire::open(messages, broken).await?;
-            Ok(self.flight.put(upload, &caller).await?)
+            Ok(self.flight.put(upload, &caller, chain).await?)
         })))
     }
 

@@ -16,11 +16,11 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::{action, handshake, running::Running, session::SET_SESSION_OPTIONS, shared::SharedResults};
 use crate::{
     auth::{Authenticator, Identity, SESSION_COOKIE},
-    client::ENDPOINTS_HEADER,
+    client::{ENDPOINTS_HEADER, EXCHANGE_HEADER},
     config::{Config, MAX_ENDPOINTS},
     engine::Engine,
     error::Error,
-    exchange::Registry,
+    exchange::{Chain, Registry},
     session::Sessions,
     stream::{RecordBatchStream, batch_bytes},
     telemetry::{Call, Direction, Metrics},
@@ -77,11 +77,39 @@ impl Flight {
         })
     }
 
+    /// What DoGet answers, or DoPut stores: passed through the exchangers that the call's header names.
+    pub(super) async fn through(
+        &self,
+        caller: &Caller,
+        chain: Option<Chain>,
+        rows: RecordBatchStream,
+    ) -> Result<RecordBatchStream, Error> {
+        match chain {
+            Some(chain) => self.exchangers.run(&caller.identity.rights, &chain, rows).await,
+            None => Ok(rows),
+        }
+    }
+
     /// What DoGet answers.
-    pub(super) async fn rows(&self, caller: &Caller, ticket: &[u8]) -> Result<RecordBatchStream, Error> {
-        let rows = caller.call.noting(self.get(&caller.identity, ticket).await)?;
+    pub(super) async fn rows(
+        &self,
+        caller: &Caller,
+        ticket: &[u8],
+        chain: Option<Chain>,
+    ) -> Result<RecordBatchStream, Error> {
+        let rows = async { self.through(caller, chain, self.get(&caller.identity, ticket).await?).await };
+        let rows = caller.call.noting(rows.await)?;
         Ok(counted(&caller.call, Direction::Sent, rows))
     }
+}
+
+/// The exchangers that a call's header names.
+pub(super) fn chain(headers: &HeaderMap) -> Result<Option<Chain>, Error> {
+    let Some(asked) = headers.get(EXCHANGE_HEADER) else { return Ok(None) };
+    let text = asked.to_str();
+    let text =
+        text.map_err(|_| Error::invalid(format!("the header {EXCHANGE_HEADER} is not ASCII; JSON has \\u escapes")))?;
+    Chain::parse(text).map(Some)
 }
 
 /// The standard answer of DoGet and DoExchange: schema, then batches.
@@ -170,16 +198,18 @@ impl FlightService for Flight {
     async fn do_get(&self, request: Request<Ticket>) -> Answer<Self::DoGetStream> {
         let caller = Caller::of(request.extensions())?;
         let sending = self.sending(request.metadata().as_ref())?;
-        let rows = self.rows(&caller, &request.into_inner().ticket).await?;
+        let chain = chain(request.metadata().as_ref())?;
+        let rows = self.rows(&caller, &request.into_inner().ticket, chain).await?;
         Ok(Response::new(standard(rows, sending)))
     }
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
         let (flight, caller) = (self.clone(), Caller::of(request.extensions())?);
+        let chain = chain(request.metadata().as_ref())?;
         // The answer's headers go out at once: some clients read them before they send.
         let answer = stream::once(async move {
             let upload = wire::open(request.into_inner(), broken).await?;
-            Ok(flight.put(upload, &caller).await?)
+            Ok(flight.put(upload, &caller, chain).await?)
         });
         Ok(Response::new(answer.boxed()))
     }

@@ -9,6 +9,7 @@ mod auth;
 mod backup;
 mod bad_input;
 mod bench;
+mod built_in;
 mod cli;
 mod compression;
 mod config;

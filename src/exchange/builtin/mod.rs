@@ -1,5 +1,12 @@
 //! The exchangers that every server has.
 
+mod columns;
+mod filter;
+mod mask;
+mod sample;
+mod select;
+mod validate;
+
 use std::sync::Arc;
 
 use arrow_array::{BooleanArray, Int64Array, RecordBatch, RecordBatchOptions};
@@ -8,7 +15,7 @@ use arrow_schema::{DataType, Field, Schema};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use serde_json::{Map, json};
 
-use super::{About, Exchanger, Kind, Run};
+use super::{About, Exchanger, Kind, Run, sql::Sandboxes};
 use crate::{
     error::{Error, Result},
     stream::{RecordBatchStream, batch_bytes},
@@ -17,27 +24,15 @@ use crate::{
 /// The column that [`processed`] appends.
 const PROCESSED: &str = "processed";
 
-pub(super) fn all() -> Vec<(String, Arc<dyn Exchanger>)> {
-    let any = "any columns";
+pub(super) fn all(sandboxes: &Sandboxes) -> Vec<(String, Arc<dyn Exchanger>)> {
+    let (any, same) = ("any columns", "the input's columns");
+    let processed_about = "appends the BOOLEAN column `processed`, true in every row";
+    let (unprocessed, and_processed) = ("no column `processed`", "the input's columns, processed BOOLEAN");
     let built_in = [
-        BuiltIn::new("echo", echo, "answers the input as it is", any, "the input's", json!({})),
-        // The name that the original's clients use is the second one.
-        BuiltIn::new(
-            "processed",
-            processed,
-            "appends the BOOLEAN column `processed`, true in every row",
-            "no column `processed`",
-            "the input's columns, processed BOOLEAN",
-            json!({}),
-        ),
-        BuiltIn::new(
-            "my_streaming_exchanger",
-            processed,
-            "appends the BOOLEAN column `processed`, true in every row",
-            "no column `processed`",
-            "the input's columns, processed BOOLEAN",
-            json!({}),
-        ),
+        BuiltIn::new("echo", echo, "answers the input as it is", any, same, json!({})),
+        BuiltIn::new("processed", processed, processed_about, unprocessed, and_processed, json!({})),
+        // The name that the original's clients use.
+        BuiltIn::new("my_streaming_exchanger", processed, processed_about, unprocessed, and_processed, json!({})),
         BuiltIn::new(
             "count",
             count,
@@ -47,8 +42,58 @@ pub(super) fn all() -> Vec<(String, Arc<dyn Exchanger>)> {
             json!({}),
         )
         .consuming(),
+        BuiltIn::new(
+            "select",
+            select::select,
+            "answers some columns, in the order given and under other names where that is asked for",
+            "the columns named",
+            "the columns named",
+            json!({"columns": ["NAME", {"column": "NAME", "as": "NEW NAME"}], "except": ["NAME"]}),
+        ),
+        BuiltIn::new(
+            "filter",
+            filter::filter,
+            "answers the rows that meet all conditions, or any of them",
+            "the columns named",
+            same,
+            json!({
+                "where": [{"column": "NAME", "op": "= != < <= > >= in is_null not_null", "value": "value, or an array for in"}],
+                "any": false,
+            }),
+        ),
+        BuiltIn::new(
+            "sample",
+            sample::sample,
+            "answers the first rows, or one in every so many, or a fraction that a seed decides",
+            any,
+            same,
+            json!({"first": "rows", "every": "1 or more", "fraction": "0 to 1", "seed": 0}),
+        ),
+        BuiltIn::new(
+            "mask",
+            mask::mask,
+            "hashes columns with a key (HMAC-SHA256 of the value's text), covers them, or takes their values away",
+            "the columns named",
+            "the input's columns; hashed and covered ones are VARCHAR",
+            json!({"columns": {"NAME": "hash | redact | null"}, "key": "text of 8 bytes or more, for hash"}),
+        ),
+        BuiltIn::new(
+            "validate",
+            validate::validate,
+            "holds rows to rules; those that break one are dropped, returned or marked with the reason, counted, or end the \
+             stream",
+            "the columns named",
+            "the input's columns; return and mark add reason VARCHAR; count: rule VARCHAR, rows BIGINT, failing BIGINT",
+            json!({
+                "rules": [{"column": "NAME", "not_null": true, "min": 0, "max": 1, "regex": "text", "in": ["values"]}],
+                "failing": "drop | return | mark | count | fail",
+            }),
+        ),
     ];
-    built_in.into_iter().map(|built_in| (built_in.name.to_string(), Arc::new(built_in) as _)).collect()
+    let mut all: Vec<_> =
+        built_in.into_iter().map(|built_in| (built_in.name.to_string(), Arc::new(built_in) as _)).collect();
+    all.push(("checksum".to_string(), sandboxes.checksum()));
+    all
 }
 
 /// One function and what is said of it.

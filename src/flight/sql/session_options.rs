@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::{
+    access::is_own_schema,
     auth::Identity,
     engine::{Ask, Settings},
     error::{Error, Result},
@@ -84,7 +85,10 @@ fn set(settings: &mut Settings, name: &str, value: Option<OptionValue>) -> Resul
     };
     match name.to_lowercase().as_str() {
         "catalog" => settings.catalog = text(value)?,
-        "schema" => settings.schema = text(value)?,
+        "schema" => match text(value)? {
+            Some(schema) if is_own_schema(&schema) => return Err(OptionErrorValue::InvalidValue),
+            schema => settings.schema = schema,
+        },
         "timezone" => settings.time_zone = text(value)?,
         "batch_rows" => {
             settings.batch_rows = match value {
