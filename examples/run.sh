@@ -16,9 +16,13 @@ for example in query put exchange; do
     echo "-- $example.rs"
     "$target/release/examples/$example"
 done
+echo "-- exchangers.rs"
+"$target/release/examples/exchangers" 1000000
 # The environment of the end-to-end tests has pyarrow.
 sh tests/e2e/run.sh --collect-only -q >/dev/null
 for example in query put exchange; do
     echo "-- $example.py"
     "${MALLARD_E2E_VENV:-$target/e2e-venv}/bin/python" "examples/$example.py"
 done
+echo "-- exchangers.py"
+"${MALLARD_E2E_VENV:-$target/e2e-venv}/bin/python" examples/exchangers.py 1000000

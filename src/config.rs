@@ -547,10 +547,7 @@ const KEYS: &[Key] = &[
         exchange.versions,
         "Versions of a registered exchanger that stay usable as NAME@VERSION; a newer one takes the oldest one's place."
     ),
-    key!(
-        exchange.max_running,
-        "How many registered exchangers may run at once, each in a sandbox of its own: a DuckDB, or a WebAssembly instance."
-    ),
+    key!(exchange.max_running, "How many SQL exchangers may run at once, each with a DuckDB of its own."),
     key!(exchange.max_stages, "Exchangers in one chain (a | b | c) at most."),
     key!(
         exchange.ready,

@@ -21,6 +21,7 @@ use serde_json::{Map, Value};
 pub use chain::{Chain, is_name};
 pub use definition::{Definition, Registration};
 pub use registry::{Listed, Registry};
+pub use watch::within;
 
 use crate::{
     access::Rights,

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::{FutureExt, future::BoxFuture};
+use futures::{FutureExt, TryStreamExt, future::BoxFuture};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -44,10 +44,10 @@ impl Sandboxes {
         }))
     }
 
-    /// The right to run one registered exchanger.
-    pub(super) fn permit(&self) -> Result<OwnedSemaphorePermit> {
+    /// The right to run one.
+    fn permit(&self) -> Result<OwnedSemaphorePermit> {
         self.0.running.clone().try_acquire_owned().map_err(|_| Error::Limit {
-            what: format!("{} registered exchangers run already", self.0.config.exchange.max_running),
+            what: format!("{} SQL exchangers run already", self.0.config.exchange.max_running),
             key: "exchange.max_running",
         })
     }
@@ -204,10 +204,19 @@ impl Exchanger for SqlExchanger {
                 return Ok(output.holding(permit));
             }
             let sandbox = sandboxes.take().await?;
-            let output = sandbox.engine().transform(transformation, input).await?;
-            Ok(output.holding((sandbox, permit)))
+            let output = sandbox.engine().transform(transformation, input).await.map_err(own_limit)?;
+            let schema = output.schema();
+            Ok(RecordBatchStream::new(schema, output.map_err(own_limit)).holding((sandbox, permit)))
         }
         .boxed()
+    }
+}
+
+/// The memory is a sandbox's, and not the database's.
+fn own_limit(error: Error) -> Error {
+    match error {
+        Error::Limit { what, key: "database.memory_limit" } => Error::Limit { what, key: "exchange.memory_limit" },
+        other => other,
     }
 }
 

@@ -11,12 +11,16 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, future::BoxFuture};
+use futures::{
+    Stream, StreamExt,
+    future::{BoxFuture, ready as at_once},
+};
 use tokio::time::{Instant, Sleep};
 use tracing::Span;
 
 use super::{Exchanger, Run, statistics::Statistics};
 use crate::{
+    access::Allowance,
     config,
     error::{Error, Result},
     stream::{RecordBatchStream, batch_bytes},
@@ -82,6 +86,38 @@ impl Stage {
             drop(using);
         }))
     }
+}
+
+/// An answer within what its reader's role may have.
+pub fn within(allowance: Allowance, output: RecordBatchStream) -> RecordBatchStream {
+    let Allowance { result_rows, result_bytes, .. } = allowance;
+    if result_rows.is_none() && result_bytes.is_none() {
+        return output;
+    }
+    let given = Totals::default();
+    let schema = output.schema();
+    let batches = output.map(move |batch| {
+        let batch = batch?;
+        let (rows, bytes) = given.add(batch.num_rows() as u64, batch_bytes(&batch));
+        let over = |what: String, key| Err(Error::Limit { what, key });
+        match (result_rows, result_bytes) {
+            (Some(most), _) if rows > most => over(
+                format!("the exchange answers more than {most} rows, which is what the caller's role may have"),
+                "the role's result_rows",
+            ),
+            (_, Some(most)) if bytes > most.0 => over(
+                format!("the exchange answers more than {most}, which is what the caller's role may have"),
+                "the role's result_bytes",
+            ),
+            _ => Ok(batch),
+        }
+    });
+    let mut failed = false;
+    // It ends with its first error.
+    RecordBatchStream::new(
+        schema,
+        batches.take_while(move |batch| at_once(!std::mem::replace(&mut failed, batch.is_err()))),
+    )
 }
 
 /// Counts one use for as long as it lives.

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    exchange::Chain,
+    exchange::{Chain, within},
     stream::RecordBatchStream,
     telemetry::Direction,
     wire::Upload,
@@ -27,7 +27,8 @@ impl Flight {
         let output = match Chain::read(&text).transpose()? {
             Some(chain) => {
                 let input = counted(call, Direction::Received, upload.batches().await?);
-                self.exchangers.run(&identity.rights, &chain, input).await?
+                let output = self.exchangers.run(&identity.rights, &chain, input).await;
+                within(identity.rights.allowance, call.noting(output)?)
             }
             // The input, if there is one, is not read; the answer's end closes it.
             None => self.engine.query(&identity.rights, &text).await?,

@@ -20,7 +20,7 @@ use crate::{
     config::{Config, MAX_ENDPOINTS},
     engine::Engine,
     error::Error,
-    exchange::{Chain, Registry},
+    exchange::{Chain, Registry, within},
     session::Sessions,
     stream::{RecordBatchStream, batch_bytes},
     telemetry::{Call, Direction, Metrics},
@@ -97,8 +97,13 @@ impl Flight {
         ticket: &[u8],
         chain: Option<Chain>,
     ) -> Result<RecordBatchStream, Error> {
+        let exchanged = chain.is_some();
         let rows = async { self.through(caller, chain, self.get(&caller.identity, ticket).await?).await };
-        let rows = caller.call.noting(rows.await)?;
+        let mut rows = caller.call.noting(rows.await)?;
+        if exchanged {
+            // They were counted before they were exchanged.
+            rows = within(caller.identity.rights.allowance, rows);
+        }
         Ok(counted(&caller.call, Direction::Sent, rows))
     }
 }

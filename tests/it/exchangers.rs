@@ -379,3 +379,141 @@ async fn stream_is_enriched_from_tables_that_its_caller_may_read() {
     }
     assert_eq!(row(&admin, "SELECT count(*) FROM words").await, ["5"]);
 }
+
+/// What no exchanger may do to the server, and how each ends: at registration, or when it is used.
+const HOSTILE: &[&str] = &[
+    // Files and other databases.
+    "SELECT * FROM read_csv('/etc/passwd'), input",
+    "SELECT id, (SELECT content FROM read_text('/etc/passwd')) AS t FROM input",
+    "SELECT id FROM input, '/etc/passwd'",
+    "SELECT id FROM input, glob('/*')",
+    "FROM input, 'data.parquet'",
+    "WITH c AS (COPY (SELECT 1) TO '/tmp/mallard-stolen') SELECT id FROM input, c",
+    "ATTACH '/tmp/mallard-other.db' AS other",
+    "COPY input TO '/tmp/mallard-stolen'",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    // The server's own tables, settings and catalog.
+    "SELECT id, answer FROM input, secrets",
+    "SELECT id, answer FROM input, main.secrets",
+    "SELECT id, answer FROM input, memory.main.secrets",
+    "SELECT id FROM input, _mallard.exchangers",
+    "SELECT id, (SELECT count(*) FROM duckdb_settings()) AS n FROM input",
+    "SELECT id, current_setting('temp_directory') AS t FROM input",
+    "SELECT id FROM input, duckdb_memory()",
+    "SELECT id FROM input, duckdb_databases",
+    "SELECT id FROM input, query('FROM secrets')",
+    "SELECT id FROM input, query_table('secrets')",
+    "FROM json_execute_serialized_sql('x'), input",
+    "SELECT id FROM input, mallard_stream(1)",
+    "SELECT id FROM input, arrow_scan(1, 2, 3)",
+    "SET memory_limit = '1TB'",
+    "RESET lock_configuration",
+    "PRAGMA database_list",
+    "CREATE TABLE input2 AS FROM input",
+    "CREATE OR REPLACE TEMP VIEW input AS SELECT 1 AS id",
+    "DROP VIEW input",
+    "WITH d AS (DELETE FROM secrets RETURNING *) SELECT id FROM input, d",
+    "BEGIN",
+    "SELECT 1; SELECT 2",
+    "CALL force_checkpoint()",
+    "EXPLAIN ANALYZE SELECT * FROM input",
+    // Time: nothing ends by itself.
+    "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r) SELECT count(*) AS n FROM input, r",
+    "SELECT count(*) AS n FROM input, range(1000000000) a, range(1000000000) b",
+    "SELECT id, (SELECT sum(a.range * b.range % 7) FROM range(10000000) a, range(10000000) b) AS s FROM input",
+    // Rows and memory without end.
+    "SELECT id, r.range FROM input, range(1000000000000) r",
+    "SELECT list(a.range) AS l FROM input, range(10000000000) a",
+    "SELECT string_agg(repeat('x', 100000), '') AS l FROM input, range(1000000)",
+    "SELECT id, range(100000000000) AS long FROM input",
+    "SELECT DISTINCT hash(a.range) AS h, repeat('y', 1000) AS l FROM input, range(1000000000) a ORDER BY h",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_sql_ends_in_a_clear_error_and_leaves_the_server_and_its_streams_alone() {
+    let mut config = test_config();
+    config.exchange.memory_limit = mallard::config::Size::mib(64);
+    config.exchange.temp_size = mallard::config::Size::mib(64);
+    config.exchange.stall_timeout = mallard::config::Span(std::time::Duration::from_secs(2));
+    config.exchange.max_growth = 1000;
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE secrets AS SELECT 42 AS answer").await;
+    let mut neighbour = client.exchange("echo", open_end()).await.unwrap();
+    assert_eq!(neighbour.next().await.unwrap().unwrap().num_rows(), 10);
+    let attack = |at: usize, sql: &'static str| {
+        let client = client.clone();
+        async move {
+            let name = format!("hostile{at}");
+            let refused = match act(&client, "add_exchange", json!({"name": name, "sql": sql})).await {
+                Err(refused) => refused,
+                Ok(_) => match client.exchange(&name, people(2, 10)).await {
+                    Err(refused) => refused,
+                    Ok(mut answer) => loop {
+                        match answer.next().await {
+                            Some(Ok(_)) => {}
+                            Some(Err(refused)) => break refused,
+                            None => panic!("{sql} came to a good end"),
+                        }
+                    },
+                },
+            };
+            let message = refused.to_string();
+            assert!(!matches!(refused.code(), Code::Internal | Code::Unknown | Code::Ok), "{sql}: {refused}");
+            assert!(!message.contains("root:") && !message.contains("/tmp"), "{sql}: {message}");
+        }
+    };
+    let attacks = HOSTILE.iter().enumerate().map(|(at, sql)| attack(at, sql));
+    futures::stream::iter(attacks).buffer_unordered(3).collect::<Vec<()>>().await;
+    assert!(
+        !std::path::Path::new("/tmp/mallard-stolen").exists()
+            && !std::path::Path::new("/tmp/mallard-other.db").exists()
+    );
+    assert_eq!(row(&client, "SELECT answer FROM secrets").await, ["42"]);
+    assert_eq!(columns(&client, "echo | processed").await, ["id", "name", "processed"]);
+    let running = |all: Vec<Value>| all.iter().all(|one| one["name"] == "echo" || one["running"] == json!(0));
+    crate::support::until("none runs any more", || async { running(listed(&client).await) }).await;
+    drop(neighbour);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_of_exchangers_are_within_what_a_role_may_have() {
+    let mut config = with_login(test_config());
+    let small = mallard::config::RoleSettings {
+        base: Some(mallard::access::Role::Reader),
+        allowance: mallard::access::Allowance { result_rows: Some(100), ..Default::default() },
+        ..Default::default()
+    };
+    config.auth.roles.insert("small".into(), small);
+    let server = TestServer::with(with_users(config, &[("ann", "small")])).await;
+    let ann = server.client_of("ann").await;
+    assert_eq!(rows(&collect(ann.exchange("count", people(30, 10)).await.unwrap()).await.unwrap()), 1);
+    assert_eq!(rows(&collect(ann.exchange("echo", people(10, 10)).await.unwrap()).await.unwrap()), 100);
+    let refused = collect(ann.exchange("echo", people(30, 10)).await.unwrap()).await.expect_err("too many");
+    assert!(refused.code() == Code::ResourceExhausted && refused.to_string().contains("result_rows"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_stays_flat_with_millions_of_rows_through_sql() {
+    let server = crate::process::Process::serve(&[]);
+    let client = server.client(None).await;
+    let sql = "SELECT *, true AS processed, id % 7 AS day FROM input WHERE id >= 0";
+    act(&client, "add_exchange", json!({"name": "flat", "sql": sql})).await.unwrap();
+    let pass = async |batches: usize| {
+        let mut answer = client.exchange("flat | processed2", people(batches, 50_000)).await.unwrap();
+        let (mut rows, mut most) = (0, 0);
+        while let Some(batch) = answer.next().await {
+            rows += batch.unwrap().num_rows();
+            most = most.max(server.memory());
+        }
+        assert_eq!(rows, batches * 50_000);
+        most
+    };
+    act(&client, "add_exchange", json!({"name": "processed2", "sql": "SELECT *, id AS twice FROM input"}))
+        .await
+        .unwrap();
+    let (short, long) = (pass(20).await, pass(120).await);
+    // 6,000,000 rows are some 200 MB on the wire.
+    assert!(long < short + 128 * 1024 * 1024, "{short} bytes resident, then {long}");
+}

@@ -16,6 +16,7 @@ mod config;
 mod connections;
 mod corruption;
 mod crash;
+mod docs;
 mod endpoints;
 mod exchange;
 mod exchangers;

@@ -1,6 +1,14 @@
 //! The rounds of a benchmark against servers of the user's own, in tables of its own.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime},
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use futures::TryStreamExt;
+use serde_json::json;
+use tonic::Code;
 
 use super::{
     Operation,
@@ -40,6 +48,8 @@ pub(super) struct Plan {
     pub(super) rows: u64,
     pub(super) rounds: u32,
     pub(super) operations: Vec<Operation>,
+    /// Of the WebAssembly exchanger.
+    pub(super) module: Option<PathBuf>,
     /// That ask small queries at once.
     pub(super) clients: usize,
     /// Connections over which GET and TRANSFER pulled read.
@@ -56,6 +66,8 @@ impl Operation {
             Self::Relay => "TRANSFER relayed",
             Self::Pull => "TRANSFER pulled",
             Self::Exchange => "EXCHANGE",
+            Self::ExchangeSql => "EXCHANGE, SQL",
+            Self::ExchangeWasm => "EXCHANGE, WebAssembly",
             Self::Small => "one-row queries",
         }
     }
@@ -148,6 +160,7 @@ impl Bench {
                 expected.hash
             )));
         }
+        self.register().await?;
         for round in 0..=self.plan.rounds {
             for index in 0..self.rounds.len() {
                 let operation = self.rounds[index].operation;
@@ -190,15 +203,17 @@ impl Bench {
                 order["endpoints"] = self.plan.endpoints.into();
                 moves::pull(&self.second, &order, &meter).await?.rows == expected.rows
             }
-            Operation::Exchange => {
-                let output = self.first.exchange(PROCESSED, sent.stream()).await?;
+            Operation::Exchange | Operation::ExchangeSql | Operation::ExchangeWasm => {
+                let output = self.first.exchange(&self.exchanger(operation), sent.stream()).await?;
                 // Counted once, on the way back.
                 self.receive(meter.watch(moves::unprocessed(output)), hash_of).await?
             }
             Operation::Small => unreachable!("small queries have no rounds"),
         };
         let first_batch_seconds = match operation {
-            Operation::Get | Operation::Exchange => meter.first_batch_seconds(),
+            Operation::Get | Operation::Exchange | Operation::ExchangeSql | Operation::ExchangeWasm => {
+                meter.first_batch_seconds()
+            }
             _ => None,
         };
         let sample = Sample { measured: meter.finish(), first_batch_seconds, used: usage.end() };
@@ -213,6 +228,33 @@ impl Bench {
             run(client, &format!("DROP TABLE {}", self.arrived)).await?;
         }
         Ok((sample, verified))
+    }
+
+    /// What the server knows the exchanger of an operation as.
+    fn exchanger(&self, operation: Operation) -> String {
+        match operation {
+            Operation::ExchangeSql => format!("{}_sql", self.table),
+            Operation::ExchangeWasm => format!("{}_wasm", self.table),
+            _ => PROCESSED.to_string(),
+        }
+    }
+
+    /// The exchangers that servers do not have by themselves.
+    async fn register(&self) -> Result<()> {
+        for operation in &self.plan.operations {
+            let name = self.exchanger(*operation);
+            let body = match (operation, &self.plan.module) {
+                (Operation::ExchangeSql, _) => json!({"name": name, "sql": "SELECT *, true AS processed FROM input"}),
+                (Operation::ExchangeWasm, Some(file)) => {
+                    let module =
+                        std::fs::read(file).map_err(|error| Error::Io(format!("{}: {error}", file.display())))?;
+                    json!({"name": name, "wasm": BASE64_STANDARD.encode(module)})
+                }
+                _ => continue,
+            };
+            self.first.action("add_exchange", &body).await?.try_collect::<Vec<_>>().await?;
+        }
+        Ok(())
     }
 
     /// Reads to the end; with a fingerprint to compare to, by way of the client's own DuckDB.
@@ -261,6 +303,19 @@ impl Bench {
                     return Err(error);
                 }
                 tokio::time::sleep(PAUSE).await;
+            }
+        }
+        for operation in &self.plan.operations {
+            if matches!(operation, Operation::ExchangeSql | Operation::ExchangeWasm) {
+                let body = json!({"name": self.exchanger(*operation)});
+                match self.first.action("drop_exchange", &body).await {
+                    Ok(dropped) => {
+                        // One that was not registered is not there.
+                        let _ = dropped.try_collect::<Vec<_>>().await;
+                    }
+                    Err(error) if error.code() == Code::NotFound => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(())

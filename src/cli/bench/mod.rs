@@ -48,6 +48,9 @@ pub(super) struct Arguments {
     /// How long small queries are asked, alone and at once
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
+    /// A module that appends the column `processed`, for the operation exchange-wasm
+    #[arg(long, value_name = "FILE")]
+    module: Option<PathBuf>,
     /// Connections that GET and TRANSFER pulled read one result over
     #[arg(long, default_value_t = 1, value_parser = connect::endpoints(), value_name = "COUNT")]
     endpoints: u16,
@@ -77,6 +80,10 @@ pub(super) enum Operation {
     Pull,
     /// Client to server and back, through the exchanger `processed`
     Exchange,
+    /// The same through an SQL exchanger, which is registered for it; only where it is asked for
+    ExchangeSql,
+    /// The same through the WebAssembly module of --module; only where it is asked for
+    ExchangeWasm,
     /// One-row queries: latencies, and queries a second
     Small,
 }
@@ -107,6 +114,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<ExitCode> {
         rows: arguments.rows.unwrap_or(arguments.workload.usual_rows()),
         rounds: arguments.rounds,
         operations: operations(&arguments)?,
+        module: arguments.module.clone(),
         clients: arguments.clients.into(),
         endpoints: arguments.endpoints.into(),
         patience: Duration::try_from_secs_f64(arguments.seconds)
@@ -145,7 +153,11 @@ fn operations(arguments: &Arguments) -> Result<Vec<Operation>> {
     if arguments.uri2.is_none() && asked.iter().any(needs_second) {
         return Err(Error::invalid("a transfer needs a second server: add URI2"));
     }
-    let possible = |operation: &Operation| arguments.uri2.is_some() || !needs_second(operation);
+    if asked.contains(&Operation::ExchangeWasm) && arguments.module.is_none() {
+        return Err(Error::invalid("the operation exchange-wasm needs a module: add --module FILE"));
+    }
+    let extra = |operation: &Operation| matches!(operation, Operation::ExchangeSql | Operation::ExchangeWasm);
+    let possible = |operation: &Operation| (arguments.uri2.is_some() || !needs_second(operation)) && !extra(operation);
     let all = Operation::value_variants().iter().copied();
     Ok(all.filter(|operation| if asked.is_empty() { possible(operation) } else { asked.contains(operation) }).collect())
 }
