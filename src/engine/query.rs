@@ -30,7 +30,6 @@ use super::{
     line::{Line, Place, Settings},
     pool::{Cancel, CancelOnDrop, lock},
     seen::{Seen, Waiting},
-    source::Source,
     statement,
 };
 use crate::{
@@ -81,8 +80,6 @@ pub struct Ask {
 pub(super) struct Setup {
     /// What its sender may do.
     pub(super) rights: Arc<Rights>,
-    /// A stream the statement reads, and the statements that make it visible to it.
-    pub(super) input: Option<(Source, Vec<String>)>,
     pub(super) line: Option<Line>,
     pub(super) settings: Settings,
     pub(super) values: Option<Values>,
@@ -90,7 +87,7 @@ pub(super) struct Setup {
 
 impl Setup {
     pub(super) fn new(rights: &Arc<Rights>) -> Self {
-        Self { rights: rights.clone(), input: None, line: None, settings: Settings::default(), values: None }
+        Self { rights: rights.clone(), line: None, settings: Settings::default(), values: None }
     }
 }
 
@@ -117,7 +114,7 @@ impl Engine {
     fn setup(&self, rights: &Arc<Rights>, ask: &Ask) -> Setup {
         let Ask { sql: _, line, settings, bound } = ask;
         let values = bound.as_ref().map(|bound| self.values(bound));
-        Setup { rights: rights.clone(), input: None, line: line.clone(), settings: settings.clone(), values }
+        Setup { rights: rights.clone(), line: line.clone(), settings: settings.clone(), values }
     }
 
     /// Runs one statement to its end, for its effect. How many rows it changed, or answered where it answers rows.
@@ -159,7 +156,6 @@ impl Engine {
         let ended = ending.clone();
         let room = Room::among(self.pool.busy(), &self.shared.config.database);
         self.pool.run(slot, move || {
-            let failure = setup.input.as_ref().map(|(source, _)| source.failure.clone()).unwrap_or_default();
             let mut answer = Answer {
                 head: Some(tell),
                 whole: None,
@@ -173,7 +169,7 @@ impl Engine {
             };
             place.runs(&cancel);
             let outcome = run(&shared, &sql, &setup, &cancel, &mut answer, &mut place);
-            let outcome = outcome.map_err(|error| discreet(failure.or(error), &setup.rights));
+            let outcome = outcome.map_err(|error| discreet(error, &setup.rights));
             let outcome = shared.finish(&cancel, &answer.seen, outcome);
             let Answer { head, whole, rows, shape, .. } = answer;
             if let Err(error) = &outcome {
@@ -280,12 +276,6 @@ fn run(
     place.connect(shared, &setup.settings)?;
     let connection = place.connection()?;
     cancel.arm(connection.interrupt_handle())?;
-    if let Some((source, prepare)) = &setup.input {
-        source.stop_with(cancel);
-        for sql in prepare {
-            shared.execute(connection, sql)?;
-        }
-    }
     let (statement, moves) = guard::admit(shared, connection, sql, &setup.rights)
         .and_then(|statement| {
             let moves = matches!(place, Place::Kept(_)) && statement::moves_names(&statement)?;
@@ -296,16 +286,14 @@ fn run(
     if let Some(size) = setup.rights.allowance.operator_memory {
         shared.execute(connection, &format!("SET operator_memory_limit = '{}B'", size.0))?;
     }
-    if setup.input.is_none() {
-        let config = connection.config().map_err(|error| shared.cause(&error))?;
-        let buffer = format!("{}B", answer.room.buffer);
-        config
-            .set_text("max_streaming_buffer_size", &buffer, SettingScope::Session)
-            .map_err(|error| shared.cause(&error))?;
-    }
+    let config = connection.config().map_err(|error| shared.cause(&error))?;
+    let buffer = format!("{}B", answer.room.buffer);
+    config
+        .set_text("max_streaming_buffer_size", &buffer, SettingScope::Session)
+        .map_err(|error| shared.cause(&error))?;
     shared.identify(&answer.seen, connection, statement::class(statement::kind(&statement)?));
     // The second wall: what the guard took for a read cannot write.
-    let reads = setup.rights.role < Role::Writer && setup.input.is_none();
+    let reads = setup.rights.role < Role::Writer;
     let several = setup.values.as_ref().is_some_and(|values| values.rows() > 1);
     let begin = match (place.in_transaction(), reads) {
         (false, true) => Some("BEGIN TRANSACTION READ ONLY"),
@@ -348,7 +336,7 @@ fn execute(
     let Some(values) = &setup.values else {
         let mut result = statement.arrow_query(connection, Parameters::None, Some(batch_rows)).map_err(cause)?;
         cancel.check()?;
-        return stream(shared, statement, &mut result, types.as_deref(), plain, setup.input.is_none(), answer);
+        return stream(shared, statement, &mut result, types.as_deref(), plain, answer);
     };
     values.stop_with(cancel);
     let others = shared.connect()?;
@@ -391,15 +379,13 @@ fn execute(
     }
 }
 
-/// `at_once`: a small answer may wait until all of it is there, which saves whoever waits for it several wake-ups. One
-/// that reads a stream may not: its client may wait for the schema before it sends.
+/// A small answer waits until all of it is there, which saves whoever waits for it several wake-ups.
 fn stream(
     shared: &Shared,
     statement: &Statement<'_>,
     result: &mut ArrowQueryResult<'_>,
     types: Option<&[String]>,
     plain: bool,
-    at_once: bool,
     answer: &mut Answer,
 ) -> Result<()> {
     let cause = |error: duckdb::Error| shared.cause(&error);
@@ -423,19 +409,17 @@ fn stream(
             None => importer.annotate(&catalog::column_types(shared, statement)?),
         }
     }
-    if at_once {
-        if arrays.is_empty() {
-            arrays.extend(result.next_array().map_err(cause)?);
+    if arrays.is_empty() {
+        arrays.extend(result.next_array().map_err(cause)?);
+    }
+    let short = |array: &ArrowArray| array.len() < answer.room.batch_rows;
+    if arrays.front().is_none_or(short) {
+        let next = result.next_array().map_err(cause)?;
+        if next.is_none() {
+            answer.whole = Some(importer.schema());
+            return arrays.pop_front().map_or(Ok(()), |array| answer.batch(shared, importer.batch(array)?));
         }
-        let short = |array: &ArrowArray| array.len() < answer.room.batch_rows;
-        if arrays.front().is_none_or(short) {
-            let next = result.next_array().map_err(cause)?;
-            if next.is_none() {
-                answer.whole = Some(importer.schema());
-                return arrays.pop_front().map_or(Ok(()), |array| answer.batch(shared, importer.batch(array)?));
-            }
-            arrays.extend(next);
-        }
+        arrays.extend(next);
     }
     answer.schema(importer.schema())?;
     while let Some(array) =

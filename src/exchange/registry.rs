@@ -208,7 +208,7 @@ impl Registry {
         if self.0.built_in.contains_key(&name) {
             return Err(Error::invalid(format!("exchanger \"{name}\" is built in and cannot be dropped")));
         }
-        self.find(&name, version)?.may_change(rights, &name)?;
+        self.find(rights, &name, version)?.may_change(rights, &name)?;
         if self.0.engine.is_on_disk() {
             self.0.engine.forget_exchanger(name.clone(), version).await?;
         }
@@ -252,7 +252,7 @@ impl Registry {
             if !rights.may_exchange(name) {
                 return Err(rights.denied("grant", format!("no grant to use the exchanger {name}")));
             }
-            let Registered { exchanger, statistics, .. } = self.find(name, stage.version)?;
+            let Registered { exchanger, statistics, .. } = self.find(rights, name, stage.version)?;
             let exchanger = exchanger.map_err(|Broken { why, .. }| {
                 Error::Unsupported(format!("exchanger \"{name}\" is broken since the server started: {why}"))
             })?;
@@ -267,7 +267,8 @@ impl Registry {
         Ok(output)
     }
 
-    fn find(&self, name: &str, version: Option<u64>) -> Result<Registered> {
+    /// What is not there is answered with what is, as far as the caller may use it.
+    fn find(&self, rights: &Rights, name: &str, version: Option<u64>) -> Result<Registered> {
         if let Some(built_in) = self.0.built_in.get(name) {
             return match version {
                 None => Ok(built_in.clone()),
@@ -276,7 +277,8 @@ impl Registry {
         }
         let registered = self.read();
         let Some(versions) = registered.get(name) else {
-            let known: Vec<&str> = self.0.built_in.keys().chain(registered.keys()).map(String::as_str).collect();
+            let known = self.0.built_in.keys().chain(registered.keys()).map(String::as_str);
+            let known: Vec<&str> = known.filter(|name| rights.may_exchange(name)).collect();
             return Err(Error::NotFound(format!("exchanger \"{name}\" not found; there are {}", known.join(", "))));
         };
         let found = match version {

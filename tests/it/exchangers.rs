@@ -461,6 +461,16 @@ async fn hostile_sql_ends_in_a_clear_error_and_leaves_the_server_and_its_streams
             };
             let message = refused.to_string();
             assert!(!matches!(refused.code(), Code::Internal | Code::Unknown | Code::Ok), "{sql}: {refused}");
+            if let Some((_, limit)) = [
+                ("b) AS s", "stall_timeout"),
+                ("range(1000000000) b", "stall_timeout"),
+                ("range(1000000000000) r", "exchange."),
+            ]
+            .into_iter()
+            .find(|(part, _)| sql.contains(part))
+            {
+                assert!(message.contains(&name) && message.contains(limit), "{sql}: {message}");
+            }
             assert!(!message.contains("root:") && !message.contains("/tmp"), "{sql}: {message}");
         }
     };
