@@ -13,6 +13,10 @@ test *ARGS:
 e2e *ARGS:
     sh tests/e2e/run.sh {{ARGS}}
 
+# The SDK's examples, compiled, registered and run.
+wasm *ARGS:
+    sh tests/e2e/wasm/run.sh {{ARGS}}
+
 # Dashboard, alerts and runbooks against a real Prometheus.
 observability:
     sh tests/e2e/observability/run.sh

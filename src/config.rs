@@ -39,6 +39,7 @@ pub struct Config {
     pub database: Database,
     pub ingest: Ingest,
     pub exchange: Exchange,
+    pub wasm: Wasm,
     pub auth: Auth,
     pub jwt: Jwt,
     pub audit: Audit,
@@ -106,6 +107,22 @@ pub struct Exchange {
     pub stall_timeout: Span,
     pub max_growth: usize,
     pub tables: bool,
+}
+
+/// What WebAssembly exchangers may take.
+#[derive(Debug, Clone)]
+pub struct Wasm {
+    pub module_size: Size,
+    pub function_size: Size,
+    pub compiling: usize,
+    pub instances: usize,
+    pub memory: Size,
+    pub stack: Size,
+    pub table_elements: usize,
+    pub call_time: Span,
+    pub stream_time: Span,
+    pub output_rows: usize,
+    pub output_size: Size,
 }
 
 #[derive(Debug, Clone)]
@@ -342,6 +359,7 @@ impl Default for Config {
                 max_growth: 1000,
                 tables: false,
             },
+            wasm: Wasm::default(),
             auth: Auth {
                 enabled: false,
                 allow_anonymous: false,
@@ -403,6 +421,24 @@ impl Default for Config {
             wire: Wire::default(),
             log: Log { level: "info".into(), format: LogFormat::Text },
             traces: Traces::default(),
+        }
+    }
+}
+
+impl Default for Wasm {
+    fn default() -> Self {
+        Self {
+            module_size: Size::mib(4),
+            function_size: Size(128 * 1024),
+            compiling: 8,
+            instances: 32,
+            memory: Size::mib(64),
+            stack: Size(512 * 1024),
+            table_elements: 16_384,
+            call_time: Span(Duration::from_secs(10)),
+            stream_time: Span(Duration::from_secs(600)),
+            output_rows: 4_194_304,
+            output_size: Size::mib(256),
         }
     }
 }
@@ -564,6 +600,26 @@ const KEYS: &[Key] = &[
     key!(
         exchange.tables,
         "Whether SQL exchangers may read tables of this server, those that their caller may read. They then run in its DuckDB and share its memory."
+    ),
+    key!(wasm.module_size, "The largest WebAssembly module that may be registered as an exchanger."),
+    key!(
+        wasm.function_size,
+        "The largest function of a module; a compiler cannot be stopped, and takes long for large ones with many variables."
+    ),
+    key!(
+        wasm.compiling,
+        "How many modules may be compiled or wait for it. They are compiled one at a time, away from the streams."
+    ),
+    key!(wasm.instances, "How many WebAssembly exchangers may run at once, each with memory of its own."),
+    key!(wasm.memory, "The memory of one running module; at most 2GiB."),
+    key!(wasm.stack, "The stack of one running module; at most 1MiB, which the threads that run it have."),
+    key!(wasm.table_elements, "Entries in each table of functions of a module."),
+    key!(wasm.call_time, "Processor time that a module may take at once: for one batch, or to start."),
+    key!(wasm.stream_time, "Processor time that a module may take for one stream in all; 0s means no limit."),
+    key!(wasm.output_rows, "Rows that a module may answer to one batch."),
+    key!(
+        wasm.output_size,
+        "Bytes that a module may answer to one batch, those among them that it passes on from the input."
     ),
     key!(auth.enabled, "Whether every Flight call needs an identity. Health checks never do."),
     key!(auth.allow_anonymous, "Allows listening on an address others can reach although auth.enabled is false."),
@@ -1059,6 +1115,7 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
         ("limits.streams_per_connection", config.limits.streams_per_connection),
         ("auth.max_logins", config.auth.max_logins),
         ("auth.closed_sessions", config.auth.closed_sessions),
+        ("wasm.compiling", config.wasm.compiling),
     ] {
         if value == 0 {
             mistakes.push(format!("{key}: must be at least 1 (from {})", source(key)));
@@ -1072,17 +1129,23 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
         let source = source("limits.bytes_in_flight");
         mistakes.push(format!("limits.bytes_in_flight: must have room for limits.max_message_size (from {source})"));
     }
-    // What HTTP/2 allows (RFC 9113, 6.5.2).
+    // What HTTP/2 allows (RFC 9113, 6.5.2); what the threads that run modules have, and half of what modules can address.
     for (key, value, range) in [
         ("wire.stream_window", config.wire.stream_window, 65_535..=(1 << 31) - 1),
         ("wire.connection_window", config.wire.connection_window, 65_535..=(1 << 31) - 1),
         ("wire.frame_size", config.wire.frame_size, 16_384..=(1 << 24) - 1),
         ("wire.send_buffer", config.wire.send_buffer, 16_384..=(1 << 31) - 1),
+        ("wasm.stack", config.wasm.stack, 16_384..=1 << 20),
+        ("wasm.memory", config.wasm.memory, 65_536..=1 << 31),
     ] {
         if !range.contains(&value.0) {
             let (least, most) = (range.start(), range.end());
             mistakes.push(format!("{key}: must be {least} to {most} bytes (from {})", source(key)));
         }
+    }
+    if config.wasm.call_time.0.is_zero() {
+        let source = source("wasm.call_time");
+        mistakes.push(format!("wasm.call_time: must be longer than 0s: nothing else ends a module (from {source})"));
     }
     if auth.token_ttl.0.is_zero() {
         mistakes.push(format!("auth.token_ttl: must be longer than 0s (from {})", source("auth.token_ttl")));

@@ -63,7 +63,7 @@ enum Command {
     /// Store a file (Parquet, CSV, JSON, Arrow) in a table, all of it or nothing.
     Put(put::Arguments),
     /// Send rows through an exchanger and show or save what comes back.
-    Exchange(exchange::Arguments),
+    Exchange(Box<exchange::Arguments>),
     /// List a server's exchangers, and what each has done.
     Exchangers(running::ListArguments),
     /// Make one server pull a table or query from another, verified by count and hash.
@@ -183,7 +183,7 @@ async fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Query(arguments) => query::run(arguments).await.map(done),
         Command::Put(arguments) => put::run(arguments).await.map(done),
-        Command::Exchange(arguments) => exchange::run(arguments).await.map(done),
+        Command::Exchange(arguments) => exchange::run(*arguments).await.map(done),
         Command::Exchangers(arguments) => exchange::list(arguments).await.map(done),
         Command::Transfer(arguments) => transfer::run(arguments).await.map(done),
         Command::Actions(arguments) => actions::run(arguments).await.map(done),

@@ -10,6 +10,8 @@ mod definition;
 mod registry;
 mod sql;
 mod statistics;
+#[cfg(feature = "wasm")]
+mod wasm;
 mod watch;
 
 use std::sync::Arc;

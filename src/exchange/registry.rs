@@ -9,6 +9,8 @@ use futures::{StreamExt, stream};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+#[cfg(feature = "wasm")]
+use super::wasm::Modules;
 use super::{
     About, Chain, Definition, Exchanger, Kind, Registration, Run, builtin,
     chain::{check_name, read_versioned},
@@ -42,6 +44,8 @@ struct Inner {
     changing: tokio::sync::Mutex<()>,
     engine: Arc<Engine>,
     sandboxes: Sandboxes,
+    #[cfg(feature = "wasm")]
+    modules: Modules,
     config: Config,
     metrics: Metrics,
 }
@@ -95,6 +99,8 @@ impl Registry {
             registered: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
             sandboxes,
+            #[cfg(feature = "wasm")]
+            modules: Modules::new(&config.wasm),
             engine,
             config: config.clone(),
             metrics,
@@ -134,7 +140,10 @@ impl Registry {
     async fn build(&self, definition: Definition, description: Option<String>) -> Result<Arc<dyn Exchanger>> {
         match definition {
             Definition::Sql { sql, params } => self.0.sandboxes.exchanger(&sql, params, description).await,
-            Definition::Wasm { .. } => Err(Error::Unsupported("this server runs no WebAssembly".into())),
+            #[cfg(feature = "wasm")]
+            Definition::Wasm { module, params } => self.0.modules.exchanger(module, params, description).await,
+            #[cfg(not(feature = "wasm"))]
+            Definition::Wasm { .. } => Err(Error::Unsupported("this server was built without WebAssembly".into())),
         }
     }
 

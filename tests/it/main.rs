@@ -44,4 +44,6 @@ mod tls;
 mod tokens;
 mod traces;
 mod transfer;
+#[cfg(feature = "wasm")]
+mod wasm;
 mod wire;

@@ -16,7 +16,7 @@ const LAYERS: [&[&str]; 8] = [
 ];
 
 /// A crate's path in code, and the only places that may name it.
-const CONFINED: [(&str, &[&str]); 7] = [
+const CONFINED: [(&str, &[&str]); 8] = [
     ("duckdb::", &["engine"]),
     ("libduckdb_sys", &["engine"]),
     ("http_body::", &["wire", "flight/router.rs"]),
@@ -24,6 +24,7 @@ const CONFINED: [(&str, &[&str]); 7] = [
     ("figment::", &["config.rs"]),
     ("opentelemetry", &["telemetry"]),
     ("prometheus::", &["telemetry"]),
+    ("wasmtime::", &["exchange/wasm"]),
 ];
 
 /// Parts that must not know the wire.
