@@ -3,8 +3,9 @@
 //! Every part of Mallard returns [`Error`]; no other file chooses a gRPC code. A message is lowercase, names the
 //! thing, and never holds a path, a password or a token.
 
-use std::{fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc};
 
+use prost::Message;
 use tonic::{Code, Status};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -140,6 +141,74 @@ impl Error {
         }
     }
 
+    /// The cause in a word, for programs: the reason of the ErrorInfo in a status's details.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Sql(_) => "SQL",
+            Self::Invalid(_) => "INVALID",
+            Self::Stream(_) => "STREAM",
+            Self::NotFound(_) => "NOT_FOUND",
+            Self::Exists(_) => "EXISTS",
+            Self::Unauthenticated(_) => "UNAUTHENTICATED",
+            Self::Denied { .. } => "DENIED",
+            Self::Limit { .. } => "LIMIT",
+            Self::Timeout(_) => "TIMEOUT",
+            Self::Stalled(_) => "STALLED",
+            Self::Cancelled => "CANCELLED",
+            Self::Killed(_) => "KILLED",
+            Self::Constraint(_) => "CONSTRAINT",
+            Self::Conflict(_) => "CONFLICT",
+            Self::State(_) => "STATE",
+            Self::Spent(_) => "SPENT",
+            Self::Abandoned(_) => "ABANDONED",
+            Self::Draining => "DRAINING",
+            Self::Starting => "STARTING",
+            Self::Unsupported(_) => "UNSUPPORTED",
+            Self::Exchanger { cause, .. } => cause.reason(),
+            Self::Remote { .. } => "REMOTE",
+            Self::Unreachable(_) => "UNREACHABLE",
+            Self::Unverified(_) => "UNVERIFIED",
+            Self::Io(_) => "IO",
+            Self::InUse(_) => "IN_USE",
+            Self::Corrupt(_) => "CORRUPT",
+            Self::Broken(_) => "BROKEN",
+            Self::Internal(_) => "INTERNAL",
+        }
+    }
+
+    /// What programs may want to know beside: DuckDB's class and the position of a mistake, the key of a limit, the rule
+    /// that was against it.
+    fn facts(&self) -> HashMap<String, String> {
+        let mut facts = HashMap::new();
+        match self {
+            Self::Exchanger { name, row, cause } => {
+                facts = cause.facts();
+                facts.insert("exchanger".into(), name.clone());
+                facts.extend(row.map(|row| ("row".to_string(), row.to_string())));
+            }
+            Self::Limit { key, .. } => drop(facts.insert("key".into(), key.to_string())),
+            Self::Denied { rule, .. } => drop(facts.insert("rule".into(), rule.to_string())),
+            Self::Sql(message)
+            | Self::NotFound(message)
+            | Self::Exists(message)
+            | Self::Constraint(message)
+            | Self::Conflict(message)
+            | Self::State(message)
+            | Self::Unsupported(message) => {
+                let class = message.split_once(" Error: ").map(|(class, _)| class);
+                // "Binder Error: ..", and nothing that only looks like it.
+                let class = class.filter(|class| !class.is_empty() && class.split(' ').count() <= 3);
+                facts.extend(class.map(|class| ("class".to_string(), class.to_string())));
+                if let Some((line, column)) = position(message) {
+                    facts.insert("line".into(), line.to_string());
+                    facts.extend(column.map(|column| ("column".to_string(), column.to_string())));
+                }
+            }
+            _ => {}
+        }
+        facts
+    }
+
     /// The answer a client gets. Internal causes are logged here, once, and answered with the id of the log line.
     pub fn into_status(self) -> Status {
         let code = self.code();
@@ -156,7 +225,12 @@ impl Error {
             }
             other => other.to_string(),
         };
-        Status::new(code, fitting(message))
+        let message = fitting(message);
+        if message.len() > MAX_DETAILED {
+            return Status::new(code, message);
+        }
+        let details = details(code, &message, self.reason(), self.facts());
+        Status::with_details(code, message, details.into())
     }
 
     /// A status that carries its error, for whoever reads the stream within this process.
@@ -191,6 +265,50 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         error.into_status()
     }
+}
+
+/// Longer messages travel without details, which repeat them.
+const MAX_DETAILED: usize = 2048;
+
+/// google.rpc.Status, which gRPC's libraries look for in a status's details.
+#[derive(Clone, PartialEq, Message)]
+struct Detailed {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+/// google.rpc.ErrorInfo.
+#[derive(Clone, PartialEq, Message)]
+struct ErrorInfo {
+    #[prost(string, tag = "1")]
+    reason: String,
+    #[prost(string, tag = "2")]
+    domain: String,
+    #[prost(map = "string, string", tag = "3")]
+    metadata: HashMap<String, String>,
+}
+
+fn details(code: Code, message: &str, reason: &str, metadata: HashMap<String, String>) -> Vec<u8> {
+    let info = ErrorInfo { reason: reason.into(), domain: "mallard".into(), metadata };
+    let info =
+        prost_types::Any { type_url: "type.googleapis.com/google.rpc.ErrorInfo".into(), value: info.encode_to_vec() };
+    Detailed { code: code.into(), message: message.into(), details: vec![info] }.encode_to_vec()
+}
+
+/// Line and column, from 1, of what DuckDB points at: `LINE 1: SELECT x`, and a caret below. A line that DuckDB has cut
+/// has no column.
+fn position(message: &str) -> Option<(usize, Option<usize>)> {
+    let mut lines = message.lines().skip_while(|line| !line.starts_with("LINE "));
+    let (pointed, below) = (lines.next()?, lines.next());
+    let (number, text) = pointed.strip_prefix("LINE ")?.split_once(": ")?;
+    let column = below
+        .filter(|_| !text.starts_with("..."))
+        .and_then(|below| below.find('^')?.checked_sub(pointed.len() - text.len()));
+    Some((number.parse().ok()?, column.map(|column| column + 1)))
 }
 
 /// A message travels in a header, percent-encoded, and clients take some 8 KiB of headers in all.

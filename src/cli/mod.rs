@@ -21,6 +21,8 @@ mod query;
 mod report;
 mod running;
 mod serve;
+mod shell;
+mod tables;
 mod transfer;
 mod user;
 mod users_file;
@@ -60,6 +62,10 @@ enum Command {
     Serve(serve::Arguments),
     /// Run one SQL statement and show or save its rows.
     Query(query::Arguments),
+    /// Type SQL at a prompt, in one session: transactions, temporary tables, settings.
+    Sql(shell::Arguments),
+    /// List the tables of a server and their columns.
+    Tables(tables::Arguments),
     /// Store a file (Parquet, CSV, JSON, Arrow) in a table, all of it or nothing.
     Put(put::Arguments),
     /// Send rows through an exchanger and show or save what comes back.
@@ -102,6 +108,8 @@ impl Command {
     fn name(&self) -> &'static str {
         match self {
             Self::Query(_) => "mallard query",
+            Self::Sql(_) => "mallard sql",
+            Self::Tables(_) => "mallard tables",
             Self::Put(_) => "mallard put",
             Self::Exchange(_) => "mallard exchange",
             Self::Exchangers(_) => "mallard exchangers",
@@ -167,6 +175,7 @@ async fn dispatch(command: Command) -> ExitCode {
             ExitCode::SUCCESS
         }
         Command::Bench(arguments) => finish(bench::run(arguments).instrument(span).await),
+        Command::Sql(arguments) => finish(shell::run(arguments).instrument(span).await.map(done)),
         command => tokio::select! {
             outcome = run(command).instrument(span) => finish(outcome),
             _ = tokio::signal::ctrl_c() => {
@@ -182,6 +191,7 @@ async fn dispatch(command: Command) -> ExitCode {
 async fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Query(arguments) => query::run(arguments).await.map(done),
+        Command::Tables(arguments) => tables::run(arguments).await.map(done),
         Command::Put(arguments) => put::run(arguments).await.map(done),
         Command::Exchange(arguments) => exchange::run(*arguments).await.map(done),
         Command::Exchangers(arguments) => exchange::list(arguments).await.map(done),
@@ -196,7 +206,7 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Restore(arguments) => backup::restore(arguments).await.map(done),
         Command::Doctor(arguments) => doctor::run(arguments).await,
         Command::Demo(arguments) => demo::run(arguments).await,
-        Command::Serve(_) | Command::Bench(_) | Command::Config(_) | Command::Completions { .. } => {
+        Command::Serve(_) | Command::Bench(_) | Command::Sql(_) | Command::Config(_) | Command::Completions { .. } => {
             unreachable!("handled by dispatch")
         }
     }

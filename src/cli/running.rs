@@ -45,7 +45,7 @@ pub(super) async fn queries(arguments: ListArguments) -> Result<()> {
 
 pub(super) async fn sessions(arguments: ListArguments) -> Result<()> {
     let listed = ask(&arguments.login, &arguments.uri, "sessions", &Value::Null).await?;
-    show(&listed, &["user", "idle_seconds", "queries"], arguments.json);
+    show(&listed, &["user", "idle_seconds", "queries", "transactions", "prepared_statements"], arguments.json);
     Ok(())
 }
 

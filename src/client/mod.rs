@@ -2,6 +2,7 @@
 
 mod connect;
 mod endpoints;
+mod sql;
 
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ use tower::{Service, ServiceExt};
 
 pub use connect::{EXCHANGE_HEADER, Login, Trust};
 pub use endpoints::ENDPOINTS_HEADER;
+pub use sql::Answered;
 
 use crate::{
     config::{Compression, Size},
@@ -189,7 +191,14 @@ impl Client {
 
     /// Sends the stream into a table, named by its parts; all of it is stored or nothing.
     pub async fn put(&self, path: &[String], input: RecordBatchStream) -> Result<Stored> {
-        let descriptor = FlightDescriptor::new_path(path.to_vec());
+        let results = self.put_to(FlightDescriptor::new_path(path.to_vec()), input).await?;
+        let last = results.last().ok_or_else(|| Error::Stream(format!("{}: DoPut answered nothing", self.peer)))?;
+        serde_json::from_slice(&last.app_metadata)
+            .map_err(|_| Error::Stream(format!("{}: DoPut did not answer rows and bytes", self.peer)))
+    }
+
+    /// Sends the stream to what the descriptor says; all that is answered.
+    async fn put_to(&self, descriptor: FlightDescriptor, input: RecordBatchStream) -> Result<Vec<PutResult>> {
         let (body, mut failed, _guard) = upload(input, self.headers.compression, descriptor);
         let (span, request) = self.request("DoPut", body);
         let call = async {
@@ -203,10 +212,7 @@ impl Client {
                 results = call => results,
             }
         };
-        let results = span.of(call).await?;
-        let last = results.last().ok_or_else(|| Error::Stream(format!("{}: DoPut answered nothing", self.peer)))?;
-        serde_json::from_slice(&last.app_metadata)
-            .map_err(|_| Error::Stream(format!("{}: DoPut did not answer rows and bytes", self.peer)))
+        span.of(call).await
     }
 
     /// Sends the stream through an exchanger; its answer comes while the input is sent.
@@ -232,6 +238,11 @@ impl Client {
     /// Runs an action with a JSON body; each result as it comes.
     pub async fn action(&self, name: &str, body: &Value) -> Result<impl Stream<Item = Result<Bytes>> + use<>> {
         let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
+        self.action_with(name, body).await
+    }
+
+    /// The same with a body of any form.
+    async fn action_with(&self, name: &str, body: Bytes) -> Result<impl Stream<Item = Result<Bytes>> + Unpin + use<>> {
         let (span, request) = self.request("DoAction", Action::new(name, body));
         let answer = self.flight.clone().do_action(request).await.map_err(|status| self.broken()(&status));
         let results: Streaming<_> =
@@ -241,10 +252,11 @@ impl Client {
         let failed = span.clone();
         let results = results.map(move |item| item.map(|result| result.body).map_err(|status| broken(&status)));
         let results = results.inspect_err(move |error| failed.end::<()>(&Err(error.clone())));
-        Ok(results.chain(futures::stream::poll_fn(move |_| {
+        let results = results.chain(futures::stream::poll_fn(move |_| {
             span.end(&Ok(()));
             std::task::Poll::Ready(None)
-        })))
+        }));
+        Ok(results.boxed())
     }
 
     pub async fn list_actions(&self) -> Result<Vec<ActionType>> {

@@ -12,7 +12,7 @@ use duckdb::{
 };
 
 use super::{
-    Engine, Shared,
+    Engine, Shared, guard,
     pool::Cancel,
     source::{Sharing, Source},
 };
@@ -116,6 +116,44 @@ impl Engine {
     }
 }
 
+impl Values {
+    /// An INSERT of one row of nothing but parameters, as the one statement that inserts all bound rows. Nothing where the
+    /// statement is another one, or needs its values one by one.
+    pub(super) fn as_one_insert(&self, shared: &Shared, connection: &Connection, sql: &str) -> Result<Option<String>> {
+        let [source] = self.sources.as_slice() else { return Ok(None) };
+        let tokens = guard::read(shared, connection, sql)?;
+        let Some(at) = tokens.iter().position(|token| token.is_keyword() && token.name() == "values") else {
+            return Ok(None);
+        };
+        // The tokenizer may take several signs for one operator.
+        let head = sql[..tokens[at].start].trim_start();
+        let row: String = sql[tokens[at].end()..].chars().filter(|c| !c.is_whitespace()).collect();
+        let row = row.strip_suffix(';').unwrap_or(&row);
+        let Some(row) = row.strip_prefix('(').and_then(|row| row.strip_suffix(')')) else { return Ok(None) };
+        let columns = self.bound.columns().len();
+        let places = row.split(',').enumerate().map(|(place, parameter)| match parameter {
+            "?" => Some(place),
+            numbered => numbered.strip_prefix('$')?.parse::<usize>().ok()?.checked_sub(1),
+        });
+        let Some(places) = places.collect::<Option<Vec<usize>>>() else { return Ok(None) };
+        let questions = row.split(',').all(|parameter| parameter == "?");
+        let numbers = !row.contains('?');
+        let plain = tokens[0].name() == "insert" && tokens.get(1).is_some_and(|token| token.name() == "into");
+        let names = tokens[2..at].iter().all(|token| token.is_name() || token.text.chars().all(|c| "(),.".contains(c)));
+        if !plain
+            || !names
+            || !(questions || numbers)
+            || places.len() != columns
+            || places.iter().any(|place| *place >= columns)
+        {
+            return Ok(None);
+        }
+        let list = |places: &[usize]| places.iter().map(|place| format!("p{place}")).collect::<Vec<_>>().join(", ");
+        let all: Vec<usize> = (0..columns).collect();
+        Ok(Some(format!("{head} SELECT {} FROM {} AS bound({})", list(&places), source.call(), list(&all))))
+    }
+}
+
 /// Which column is which parameter.
 enum Order {
     Positional,
@@ -126,6 +164,11 @@ enum Order {
 impl Values {
     pub(super) fn rows(&self) -> usize {
         self.bound.rows()
+    }
+
+    /// The input's own error where it has one.
+    pub(super) fn cause(&self, shared: &Shared, error: &duckdb::Error) -> Error {
+        self.sources.iter().fold(shared.cause(error), |error, source| source.failure.or(error))
     }
 
     pub(super) fn stop_with(&self, cancel: &Cancel) {

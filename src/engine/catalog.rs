@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use arrow_schema::{Schema, SchemaRef};
 use duckdb::{
-    Parameters, connection::Connection, qualified_name::QualifiedName, query_result::StatementType,
+    Parameters,
+    connection::Connection,
+    error::DuckDBError,
+    qualified_name::QualifiedName,
+    query_result::{ResultType, StatementType},
     statement::Statement,
 };
 
@@ -15,7 +19,7 @@ use super::{
     error::discreet,
     guard, line,
     query::{Ask, status_schema},
-    statement,
+    statement::{self, Opening},
 };
 use crate::{
     access::Rights,
@@ -185,7 +189,12 @@ pub(super) fn plan(
     plain: bool,
 ) -> Result<Plan> {
     let cause = |error: duckdb::Error| shared.cause(&error);
-    let bound = statement.bind(connection).map_err(cause)?;
+    let bound = match statement.bind(connection) {
+        Err(error) if error.code == DuckDBError::InputMetadataDeferred => {
+            return expanded(shared, connection, statement, plain);
+        }
+        bound => bound.map_err(cause)?,
+    };
     let parameters = match bound.parameters.is_empty().map_err(cause)? {
         true => Arc::new(Schema::empty()),
         false => as_arrow(shared, connection, &bound.parameters, plain)?,
@@ -216,6 +225,35 @@ pub(super) fn plan(
         Some(schema) => schema,
         None => as_arrow(shared, connection, &bound.schema, plain)?,
     };
+    Ok(Plan { rows: Some(rows), parameters })
+}
+
+/// A statement that expands to others (PIVOT, some PRAGMAs) has columns once it runs. One that changes something is not
+/// started for that.
+fn expanded(shared: &Shared, connection: &Connection, statement: &Statement<'_>, plain: bool) -> Result<Plan> {
+    let cause = |error: duckdb::Error| shared.cause(&error);
+    let parameters = Arc::new(Schema::empty());
+    if !statement::answers_rows(connection, statement)? {
+        return Ok(Plan { rows: None, parameters });
+    }
+    match statement::opening(connection, statement)? {
+        Opening::Query => {}
+        Opening::Change => return Ok(Plan { rows: None, parameters }),
+        Opening::Unclear => {
+            return Err(Error::Unsupported(
+                "a PIVOT without its values beside a change is not planned; name its values with IN (..)".into(),
+            ));
+        }
+    }
+    let mut result = statement.arrow_query(connection, Parameters::None, None).map_err(cause)?;
+    // Its first rows, with which the columns come.
+    drop(result.next_array().map_err(cause)?);
+    if result.result_type().map_err(cause)? != ResultType::QueryResult {
+        return Ok(Plan { rows: None, parameters });
+    }
+    let rows = Importer::new(result.schema().map_err(cause)?, plain)?.schema();
+    // What is dropped half way aborts a transaction.
+    result.drain().map_err(cause)?;
     Ok(Plan { rows: Some(rows), parameters })
 }
 
@@ -265,7 +303,10 @@ pub(super) fn arrow_schema(
 
 /// DuckDB's types of a statement's columns, as text; none where parameters leave one open.
 pub(super) fn bound_types(shared: &Shared, connection: &Connection, statement: &Statement<'_>) -> Result<Vec<String>> {
-    let bound = statement.bind(connection).map_err(|error| shared.cause(&error))?;
+    let bound = match statement.bind(connection) {
+        Err(error) if error.code == DuckDBError::InputMetadataDeferred => return Ok(Vec::new()),
+        bound => bound.map_err(|error| shared.cause(&error))?,
+    };
     let types = types_of(shared, &bound.schema)?;
     Ok(if types.iter().any(|name| name == UNKNOWN) { Vec::new() } else { types })
 }

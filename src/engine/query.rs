@@ -301,7 +301,7 @@ fn run(
         _ => None,
     };
     begin.map(|begin| shared.execute(connection, begin)).transpose()?;
-    let outcome = execute(shared, &statement, connection, setup, cancel, answer, place);
+    let outcome = execute(shared, sql, &statement, connection, setup, cancel, answer, place);
     let outcome = match (begin, outcome) {
         (Some(_), Ok(())) => shared.execute(connection, "COMMIT").map(drop),
         (Some(_), Err(error)) => {
@@ -317,8 +317,10 @@ fn run(
     outcome
 }
 
+#[expect(clippy::too_many_arguments, reason = "all that a statement runs with, in one place")]
 fn execute(
     shared: &Shared,
+    sql: &str,
     statement: &Statement<'_>,
     connection: &Connection,
     setup: &Setup,
@@ -339,6 +341,14 @@ fn execute(
         return stream(shared, statement, &mut result, types.as_deref(), plain, answer);
     };
     values.stop_with(cancel);
+    if values.rows() > 1
+        && let Some(insert) = values.as_one_insert(shared, connection, sql)?
+    {
+        let mut result = connection.query(insert, Parameters::None).map_err(|error| values.cause(shared, &error))?;
+        cancel.check()?;
+        let changed = result.drain().map_err(|error| values.cause(shared, &error))?;
+        return answer.changed(shared, changed);
+    }
     let others = shared.connect()?;
     let prepared = statement.prepare(connection, false).map_err(cause)?;
     let (mut changed, mut importer) = (None, None);

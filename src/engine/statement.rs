@@ -82,6 +82,29 @@ pub(super) fn moves_names(statement: &Statement<'_>) -> Result<bool> {
     Ok(text.starts_with("use") || ["schema", "search_path"].iter().any(|word| text.contains(word)))
 }
 
+/// What a statement of DuckDB's kind MULTI is, which may be anything around a PIVOT.
+pub(super) enum Opening {
+    Query,
+    Change,
+    /// It holds a word that may change something, further behind.
+    Unclear,
+}
+
+pub(super) fn opening(connection: &Connection, statement: &Statement<'_>) -> Result<Opening> {
+    const CHANGES: [&str; 5] = ["create", "insert", "update", "delete", "merge"];
+    let sql = statement.get_text().map_err(|error| Error::Sql(error.message))?;
+    let tokens = SqlTokenIterator::new(connection, sql).map_err(|error| Error::Sql(error.message))?;
+    let words = tokens.flatten().filter(|token| token.token_type == TokenType::Keyword);
+    let mut changes = words.map(|token| {
+        token.lexeme(sql).is_some_and(|word| CHANGES.iter().any(|change| word.eq_ignore_ascii_case(change)))
+    });
+    Ok(match changes.next() {
+        Some(true) => Opening::Change,
+        _ if changes.any(|change| change) => Opening::Unclear,
+        _ => Opening::Query,
+    })
+}
+
 /// The class of a text that was not let through.
 pub(super) fn class_of_text(connection: &Connection, sql: &str) -> &'static str {
     let first = connection.parse(sql).ok().and_then(|mut statements| statements.next()?.ok());

@@ -289,3 +289,79 @@ async fn demo_takes_the_users_own_parquet_file() {
     assert!(done.status.success(), "{}{}", stdout(&done), stderr(&done));
     assert!(stdout(&done).contains("5,000 rows"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn query_takes_values_for_its_parameters() {
+    let server = TestServer::start().await;
+    let uri = server.uri();
+    let query = async |sql: &str, parameters: &[&str]| {
+        let mut arguments = vec!["query", &uri, sql, "--format", "csv"];
+        arguments.extend(parameters.iter().flat_map(|parameter| ["--param", parameter]));
+        let output = output(mallard(&arguments)).await;
+        assert!(output.status.success(), "{sql}: {}", stderr(&output));
+        stdout(&output).lines().skip(1).collect::<Vec<_>>().join("\n")
+    };
+    for (sql, parameters, expected) in [
+        ("SELECT $1 + 1 AS n, upper($2) AS s", &["41", "x'; DROP"][..], "42,X'; DROP"),
+        ("SELECT ? - ?::DOUBLE AS n", &["1", "0.5"], "0.5"),
+        ("SELECT $a - $b AS n", &["b=1", "a=10"], "9"),
+        ("SELECT ? AS s", &["\"12\""], "12"),
+        ("SELECT ? AS s", &["x=y"], "x=y"),
+        ("SELECT ? IS NULL AS n, ? AS b", &["null", "true"], "true,true"),
+    ] {
+        assert_eq!(query(sql, parameters).await, expected, "{sql} with {parameters:?}");
+    }
+    run(&server.client().await, "CREATE TABLE t (i INTEGER)").await;
+    let inserted = output(mallard(&["query", &uri, "INSERT INTO t VALUES (?)", "--param", "7"])).await;
+    assert!(inserted.status.success() && stderr(&inserted).contains("1 row changed"), "{}", stderr(&inserted));
+    assert_eq!(count(&server.client().await, "t").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_are_listed_with_their_columns() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE SCHEMA sales").await;
+    run(&client, "CREATE TABLE sales.orders (id BIGINT, name VARCHAR)").await;
+    run(&client, "CREATE TABLE other (i INTEGER)").await;
+    let listed = output(mallard(&["tables", &server.uri(), "sales.*", "--json"])).await;
+    let expected = "{\"table\":\"sales.orders\",\"columns\":[{\"name\":\"id\",\"type\":\"Int64\"},{\"name\":\"name\",\"type\":\"Utf8\"}]}\n";
+    assert_eq!(stdout(&listed), expected);
+    let listed = output(mallard(&["tables", &server.uri()])).await;
+    assert!(stdout(&listed).contains("main.other") && stdout(&listed).contains("sales.orders"), "{}", stdout(&listed));
+}
+
+/// A script in place of someone who types.
+async fn script(server: &TestServer, text: &str) -> Output {
+    use std::io::Write;
+    let mut command = mallard(&["sql", &server.uri(), "--user", USER]);
+    command.env("MALLARD_PASSWORD", PASSWORD).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let text = text.to_string();
+    let run = move || {
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    tokio::task::spawn_blocking(run).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shell_runs_statements_in_one_session() {
+    let server = TestServer::with(with_login(test_config())).await;
+    let done = script(
+        &server,
+        "CREATE TABLE t (i INTEGER);\nBEGIN;\nINSERT INTO t\n  VALUES (1), (2);\nCREATE TEMP TABLE mine AS SELECT 40 AS j;\n\
+         SELECT sum(i) + max(j) AS answer FROM t, mine;\nROLLBACK;\n.tables\nSELECT count(*) AS left_over FROM t",
+    )
+    .await;
+    let shown = stdout(&done);
+    assert!(done.status.success(), "{}", stderr(&done));
+    assert!(shown.contains("answer") && shown.contains("43"), "{shown}");
+    assert!(shown.contains("main.t (i)") && shown.contains("left_over"), "{shown}");
+    assert!(shown.trim_end().lines().rev().any(|line| line.contains(" 0 ")), "{shown}");
+    // Until one fails.
+    let failed = script(&server, "SELECT nope;\nCREATE TABLE never (i INTEGER);\n").await;
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(stderr(&failed).contains("nope"), "{}", stderr(&failed));
+    assert!(!stdout(&script(&server, ".tables\n").await).contains("never"));
+}

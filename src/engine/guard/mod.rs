@@ -16,7 +16,7 @@ use duckdb::{connection::Connection, query_result::StatementType, statement::Sta
 
 pub(super) use attacks::self_test;
 pub use functions::BuiltIns;
-pub(super) use tokens::Token;
+pub(super) use tokens::{Token, read};
 
 use super::{Shared, catalog::TableName, statement};
 use crate::{

@@ -9,17 +9,17 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy)]
 pub(in crate::engine) struct Token<'a> {
     pub(super) kind: TokenType,
-    pub(super) text: &'a str,
-    pub(super) start: usize,
+    pub(in crate::engine) text: &'a str,
+    pub(in crate::engine) start: usize,
 }
 
 impl Token<'_> {
     /// A keyword may be a name, too, where the grammar lets it.
-    pub(super) fn is_name(&self) -> bool {
+    pub(in crate::engine) fn is_name(&self) -> bool {
         matches!(self.kind, TokenType::Keyword | TokenType::Identifier)
     }
 
-    pub(super) fn is_keyword(&self) -> bool {
+    pub(in crate::engine) fn is_keyword(&self) -> bool {
         self.kind == TokenType::Keyword
     }
 
@@ -33,12 +33,12 @@ impl Token<'_> {
         self.is_operator() && self.text.ends_with(['(', ',', '.', '['])
     }
 
-    pub(super) fn end(&self) -> usize {
+    pub(in crate::engine) fn end(&self) -> usize {
         self.start + self.text.len()
     }
 
     /// Lower case, without quotes: as DuckDB compares names.
-    pub(super) fn name(&self) -> String {
+    pub(in crate::engine) fn name(&self) -> String {
         self.identifier().to_lowercase()
     }
 
@@ -57,7 +57,7 @@ pub(super) fn is_word(token: Option<&Token<'_>>, word: &str) -> bool {
 }
 
 /// The tokens of a text whose nesting is within the limit.
-pub(super) fn read<'a>(shared: &Shared, connection: &Connection, sql: &'a str) -> Result<Vec<Token<'a>>> {
+pub(in crate::engine) fn read<'a>(shared: &Shared, connection: &Connection, sql: &'a str) -> Result<Vec<Token<'a>>> {
     let cut = SqlTokenIterator::new(connection, sql).map_err(|error| shared.cause(&error))?;
     let mut tokens = Vec::new();
     for token in cut {

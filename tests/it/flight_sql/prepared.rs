@@ -220,6 +220,42 @@ async fn each_row_of_values_is_an_execution() {
     assert_eq!(table(&mut client, "SELECT count(*) FROM t").await, ["4999"]);
 }
 
+/// An INSERT of nothing but parameters is one statement for all rows, and must be the same as one for each.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_rows_of_an_insert_are_as_if_inserted_one_by_one() {
+    let server = TestServer::start().await;
+    let mut client = server.sql().await;
+    let numbers: ArrayRef = Arc::new(StringArray::from(vec!["1", "2", "3"]));
+    let words: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), None, Some("c")]));
+    for (insert, second) in [
+        ("INSERT INTO t VALUES (?, ?)", "a"),
+        ("insert into main.t values(?,?);", "a"),
+        ("INSERT INTO \"t\" (s, i) VALUES ($2, $1)", "a"),
+        ("INSERT INTO t (i, s) VALUES ($1, $2)", "a"),
+        // These run for each row.
+        ("INSERT INTO t VALUES ($1, $2 || '!')", "a!"),
+        ("INSERT INTO t (i, s) SELECT $1, $2", "a"),
+        ("INSERT INTO t (i, s) VALUES ($a, $b)", "a"),
+        ("INSERT INTO t VALUES (?, ?) ON CONFLICT DO NOTHING", "a"),
+    ] {
+        update(&mut client, "CREATE OR REPLACE TABLE t (i INTEGER PRIMARY KEY, s VARCHAR)").await;
+        let mut prepared =
+            client.prepare(insert.into(), None).await.unwrap_or_else(|error| panic!("{insert}: {error}"));
+        prepared.set_parameters(values(vec![("0", numbers.clone()), ("1", words.clone())])).unwrap();
+        let outcome = prepared.execute_update().await;
+        let inserted = outcome.unwrap_or_else(|error| panic!("{insert}: {error}"));
+        assert_eq!(inserted, 3, "{insert}");
+        let third = second.replace('a', "c");
+        let expected = [format!("1|{second}"), "2|NULL".to_string(), format!("3|{third}")];
+        assert_eq!(table(&mut client, "FROM t ORDER BY i").await, expected, "{insert}");
+    }
+    // A value that does not fit ends all of it.
+    let mut prepared = client.prepare("INSERT INTO t (i, s) VALUES (?, ?)".into(), None).await.unwrap();
+    prepared.set_parameters(values(vec![("0", words.clone()), ("1", words)])).unwrap();
+    assert_eq!(refused(prepared.execute_update().await).0, Code::InvalidArgument);
+    assert_eq!(table(&mut client, "SELECT count(*) FROM t").await, ["3"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn statement_is_used_again_and_its_values_stay_until_others_are_bound() {
     let server = TestServer::start().await;

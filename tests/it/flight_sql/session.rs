@@ -11,7 +11,7 @@ use mallard::config::Span;
 use prost::Message;
 use tonic::Code;
 
-use super::{Sql, action, refused, table, update};
+use super::{Sql, action, refused, table, texts, update};
 use crate::support::{TestServer, USER, test_config, until, with_login};
 
 /// Flight's messages, which arrow-flight does not have.
@@ -118,6 +118,13 @@ async fn settings_and_temporary_objects_as_texts_stay_in_the_session() {
         assert_eq!(refused(other.execute(sql.into(), None).await).0, Code::NotFound, "{sql}");
     }
     assert_eq!(server.metric("mallard_client_sessions").await, 1.0);
+    // And are listed for it alone.
+    let asked =
+        arrow_flight::sql::CommandGetTables { table_name_filter_pattern: Some("mine".into()), ..Default::default() };
+    for (client, expected) in [(&mut client, vec!["temp|main|mine|LOCAL TEMPORARY"]), (&mut other, vec![])] {
+        let info = client.get_tables(asked.clone()).await.unwrap();
+        assert_eq!(texts(&super::rows(client, info).await.1), expected);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -81,6 +81,40 @@ async fn query_runs_when_it_is_read_and_its_ticket_may_be_wrapped() {
     assert_eq!(refused(client.do_get(strange).await).0, Code::InvalidArgument);
 }
 
+/// DuckDB makes several statements of these, and knows their columns only when they run.
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_that_only_a_run_can_tell_are_told() {
+    let server = TestServer::start().await;
+    let mut client = server.sql().await;
+    client
+        .execute_update("CREATE TABLE t AS SELECT range % 3 AS g, range AS i FROM range(6)".into(), None)
+        .await
+        .unwrap();
+    for sql in ["PIVOT t ON g USING count(*)", "PRAGMA table_info('t')"] {
+        let info = client.execute(sql.into(), None).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        let (schema, batches) = rows(&mut client, info).await;
+        assert!(!schema.fields().is_empty() && !texts(&batches).is_empty(), "{sql}");
+        let mut prepared = client.prepare(sql.into(), None).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        let info = prepared.execute().await.unwrap();
+        assert_eq!(rows(&mut client, info).await.0, schema, "{sql}");
+    }
+    // One that changes something runs once, and not to be told its columns.
+    let made = client.execute("CREATE TABLE p AS PIVOT t ON g USING count(*)".into(), None).await.unwrap();
+    rows(&mut client, made).await;
+    let mut more = client.prepare("INSERT INTO p PIVOT t ON g USING count(*)".into(), None).await.unwrap();
+    let once = super::table_in(&mut client, "SELECT count(*) FROM p", None).await;
+    more.execute_update().await.unwrap();
+    let pivoted = super::table_in(&mut client, "SELECT count(*) FROM (PIVOT t ON g USING count(*))", None).await;
+    assert_eq!(
+        (&once, once[0].parse::<u64>().unwrap() * 2),
+        (&pivoted, super::table_in(&mut client, "SELECT count(*) FROM p", None).await[0].parse().unwrap())
+    );
+    let transaction = client.begin_transaction().await.unwrap();
+    let info = client.execute("PIVOT t ON g USING count(*)".into(), Some(transaction.clone())).await.unwrap();
+    rows(&mut client, info).await;
+    assert_eq!(super::table_in(&mut client, "SELECT count(*) FROM t", Some(&transaction)).await, ["6"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_served_says_so() {
     let server = TestServer::start().await;
@@ -94,4 +128,65 @@ async fn what_is_not_served_says_so() {
     let update = CommandStatementUpdate { query: "SELECT 1".into(), transaction_id: None };
     let refusal = client.inner_mut().get_flight_info(message(&update)).await.unwrap_err();
     assert!(refusal.code() == Code::Unimplemented && refusal.message().contains("DoPut"), "{refusal}");
+}
+
+/// google.rpc.Status and google.rpc.ErrorInfo.
+#[derive(Clone, PartialEq, Message)]
+struct Detailed {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ErrorInfo {
+    #[prost(string, tag = "1")]
+    reason: String,
+    #[prost(string, tag = "2")]
+    domain: String,
+    #[prost(map = "string, string", tag = "3")]
+    metadata: std::collections::HashMap<String, String>,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_tell_programs_their_class_and_position() {
+    let server = TestServer::start().await;
+    let mut client = server.sql().await;
+    client.execute_update("CREATE TABLE t (i INTEGER PRIMARY KEY)".into(), None).await.unwrap();
+    client.execute_update("INSERT INTO t VALUES (1)".into(), None).await.unwrap();
+    for (sql, code, reason, facts) in [
+        ("SELEC 1", Code::InvalidArgument, "SQL", vec![("class", "Parser"), ("line", "1"), ("column", "1")]),
+        (
+            "SELECT 1\n  FROM FROM t",
+            Code::InvalidArgument,
+            "SQL",
+            vec![("class", "Parser"), ("line", "2"), ("column", "8")],
+        ),
+        ("SELECT nope()", Code::NotFound, "NOT_FOUND", vec![("class", "Catalog")]),
+        ("SELECT nope FROM t", Code::InvalidArgument, "SQL", vec![("class", "Binder")]),
+        ("INSERT INTO t VALUES (1)", Code::FailedPrecondition, "CONSTRAINT", vec![("class", "Constraint")]),
+        ("COPY t TO 'x'", Code::PermissionDenied, "DENIED", vec![("rule", "keyword")]),
+        ("SAVEPOINT a", Code::Unimplemented, "UNSUPPORTED", vec![]),
+    ] {
+        let query = CommandStatementQuery { query: sql.into(), transaction_id: None };
+        let status = client.inner_mut().get_flight_info(message(&query)).await.unwrap_err();
+        assert_eq!(status.code(), code, "{sql}: {status}");
+        let detailed = Detailed::decode(status.details()).unwrap();
+        assert_eq!(detailed.code, i32::from(code), "{sql}");
+        assert_eq!(detailed.message, status.message(), "{sql}");
+        assert_eq!(detailed.details[0].type_url, "type.googleapis.com/google.rpc.ErrorInfo");
+        let info = ErrorInfo::decode(detailed.details[0].value.as_slice()).unwrap();
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason, "mallard"), "{sql}");
+        for (name, value) in facts {
+            assert_eq!(
+                info.metadata.get(name).map(String::as_str),
+                Some(value),
+                "{sql}: {name} in {:?}",
+                info.metadata
+            );
+        }
+    }
 }
