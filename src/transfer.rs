@@ -259,6 +259,8 @@ async fn fingerprint(source: &Client, relation: &str) -> Result<Fingerprint> {
 pub async fn first_row(mut rows: RecordBatchStream) -> Result<Vec<String>> {
     use arrow_cast::display::array_value_to_string;
     let batch = rows.next().await.ok_or_else(|| Error::Stream("the answer has no row".into()))??;
+    // An answer of one row is read to its end, or its call would be reset: after 1,024 such h2 ends the connection.
+    rows.next().await.transpose()?;
     if batch.num_rows() == 0 {
         return Err(Error::Stream("the answer has no row".into()));
     }

@@ -50,6 +50,11 @@ pub(super) struct OutputArguments {
 }
 
 impl OutputArguments {
+    /// To standard output.
+    pub(super) fn of(format: Format) -> Self {
+        Self { format: Some(format), output: None }
+    }
+
     /// Writes all rows; how many and how fast goes to standard error.
     pub(super) async fn write(&self, what: &str, rows: RecordBatchStream) -> Result<()> {
         let format = match (self.format, &self.output) {

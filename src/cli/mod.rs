@@ -62,9 +62,9 @@ enum Command {
     Serve(serve::Arguments),
     /// Run one SQL statement and show or save its rows.
     Query(query::Arguments),
-    /// Type SQL at a prompt, in one session: transactions, temporary tables, settings.
+    /// A shell for SQL, in one session: a prompt, statements from standard input, or from --command.
     Sql(shell::Arguments),
-    /// List the tables of a server and their columns.
+    /// List the tables and views of a server, with their columns.
     Tables(tables::Arguments),
     /// Store a file (Parquet, CSV, JSON, Arrow) in a table, all of it or nothing.
     Put(put::Arguments),
@@ -175,14 +175,14 @@ async fn dispatch(command: Command) -> ExitCode {
             ExitCode::SUCCESS
         }
         Command::Bench(arguments) => finish(bench::run(arguments).instrument(span).await),
-        Command::Sql(arguments) => finish(shell::run(arguments).instrument(span).await.map(done)),
+        Command::Sql(arguments) => finish(shell::run(arguments).instrument(span).await),
         command => tokio::select! {
             outcome = run(command).instrument(span) => finish(outcome),
             _ = tokio::signal::ctrl_c() => {
                 // The command is dropped, and its cancellation has this long to reach the server.
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 eprintln!("interrupted");
-                ExitCode::from(130)
+                ExitCode::from(INTERRUPTED)
             }
         },
     }
@@ -235,6 +235,8 @@ const WRONG_USE: u8 = 2;
 const CORRUPT: u8 = 65;
 const UNUSABLE: u8 = 70;
 const IN_USE: u8 = 75;
+/// 128 and SIGINT, as shells have it.
+const INTERRUPTED: u8 = 130;
 
 fn exit_code(error: &Error) -> u8 {
     match error {

@@ -3,6 +3,7 @@
 mod connect;
 mod endpoints;
 mod sql;
+mod tables;
 
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use tower::{Service, ServiceExt};
 pub use connect::{EXCHANGE_HEADER, Login, Trust};
 pub use endpoints::ENDPOINTS_HEADER;
 pub use sql::Answered;
+pub use tables::{Column, Table};
 
 use crate::{
     config::{Compression, Size},

@@ -35,6 +35,7 @@ mod process;
 mod put;
 mod reload;
 mod roles;
+mod shell;
 mod soak;
 mod stalls;
 mod support;
