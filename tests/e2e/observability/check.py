@@ -139,6 +139,8 @@ MAY_BE_ZERO = {
     ("Memory by use", "A"),
     ("Sessions", "B"),
     ("Sessions", "C"),
+    ("State of sessions", "B"),
+    ("State of sessions", "C"),
     ("Denials", "B"),
     ("Memory of the limit", "A"),
     ("Temporary storage by use", "A"),
@@ -492,6 +494,12 @@ def load(first, second):
             client.wait()
         until(lambda: first.value("mallard_query_cancellations_total", reason="client") == gone + 1, "the cancellation")
         until(lambda: first.value("mallard_queries_running") == 0, "the end of the query")
+    with check("a session that keeps a temporary table is counted"):
+        kept = first.value("mallard_client_sessions")
+        with first.start("sql", first.flight, "--command", "CREATE TEMP TABLE kept (i INTEGER)") as shell:
+            _, said = shell.communicate(timeout=60)
+        assert shell.returncode == 0, f"{shell.returncode} {said}"
+        assert first.value("mallard_client_sessions") == kept + 1, f"{kept} before"
     with check("refused logins are counted, each of them"):
         for _ in range(BAD_LOGINS):
             code, said = first.query("SELECT 1", password="wrong")
