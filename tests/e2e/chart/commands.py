@@ -48,9 +48,12 @@ class Pod:
         self.name = thing["metadata"]["name"]
         for mount in self.container["volumeMounts"]:
             self.local(mount["mountPath"], make=True)
-        config = next(c for c in kind(objects, "ConfigMap") if c["metadata"]["name"] == self.name)
-        for file, text in config["data"].items():
-            (directory / "etc/mallard" / file).write_text(text)
+        maps = {thing["metadata"]["name"]: thing["data"] for thing in kind(objects, "ConfigMap")}
+        mounts = {mount["name"]: mount["mountPath"] for mount in self.container["volumeMounts"]}
+        for volume in template["spec"]["volumes"]:
+            if "configMap" in volume and volume["name"] in mounts:
+                for file, text in maps[volume["configMap"]["name"]].items():
+                    (directory / mounts[volume["name"]].lstrip("/") / file).write_text(text)
         login = next(v for v in template["spec"]["volumes"] if v["name"] == "login")["secret"]
         for item in login["items"]:
             (directory / "run/mallard" / item["path"]).write_text(PASSWORD)
