@@ -5,8 +5,8 @@
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
-use prost::Message;
 use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -229,8 +229,8 @@ impl Error {
         if message.len() > MAX_DETAILED {
             return Status::new(code, message);
         }
-        let details = details(code, &message, self.reason(), self.facts());
-        Status::with_details(code, message, details.into())
+        let details = ErrorDetails::with_error_info(self.reason(), "mallard", self.facts());
+        Status::with_error_details(code, message, details)
     }
 
     /// A status that carries its error, for whoever reads the stream within this process.
@@ -269,35 +269,6 @@ impl From<Error> for Status {
 
 /// Longer messages travel without details, which repeat them.
 const MAX_DETAILED: usize = 2048;
-
-/// google.rpc.Status, which gRPC's libraries look for in a status's details.
-#[derive(Clone, PartialEq, Message)]
-struct Detailed {
-    #[prost(int32, tag = "1")]
-    code: i32,
-    #[prost(string, tag = "2")]
-    message: String,
-    #[prost(message, repeated, tag = "3")]
-    details: Vec<prost_types::Any>,
-}
-
-/// google.rpc.ErrorInfo.
-#[derive(Clone, PartialEq, Message)]
-struct ErrorInfo {
-    #[prost(string, tag = "1")]
-    reason: String,
-    #[prost(string, tag = "2")]
-    domain: String,
-    #[prost(map = "string, string", tag = "3")]
-    metadata: HashMap<String, String>,
-}
-
-fn details(code: Code, message: &str, reason: &str, metadata: HashMap<String, String>) -> Vec<u8> {
-    let info = ErrorInfo { reason: reason.into(), domain: "mallard".into(), metadata };
-    let info =
-        prost_types::Any { type_url: "type.googleapis.com/google.rpc.ErrorInfo".into(), value: info.encode_to_vec() };
-    Detailed { code: code.into(), message: message.into(), details: vec![info] }.encode_to_vec()
-}
 
 /// Line and column, from 1, of what DuckDB points at: `LINE 1: SELECT x`, and a caret below. A line that DuckDB has cut
 /// has no column.

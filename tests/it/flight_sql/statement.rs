@@ -7,6 +7,7 @@ use arrow_flight::{
 use futures::TryStreamExt;
 use prost::Message;
 use tonic::Code;
+use tonic_types::pb;
 
 use super::{message, refused, rows, table, texts};
 use crate::support::TestServer;
@@ -130,27 +131,6 @@ async fn what_is_not_served_says_so() {
     assert!(refusal.code() == Code::Unimplemented && refusal.message().contains("DoPut"), "{refusal}");
 }
 
-/// google.rpc.Status and google.rpc.ErrorInfo.
-#[derive(Clone, PartialEq, Message)]
-struct Detailed {
-    #[prost(int32, tag = "1")]
-    code: i32,
-    #[prost(string, tag = "2")]
-    message: String,
-    #[prost(message, repeated, tag = "3")]
-    details: Vec<prost_types::Any>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ErrorInfo {
-    #[prost(string, tag = "1")]
-    reason: String,
-    #[prost(string, tag = "2")]
-    domain: String,
-    #[prost(map = "string, string", tag = "3")]
-    metadata: std::collections::HashMap<String, String>,
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_tell_programs_their_class_and_position() {
     let server = TestServer::start().await;
@@ -174,11 +154,11 @@ async fn errors_tell_programs_their_class_and_position() {
         let query = CommandStatementQuery { query: sql.into(), transaction_id: None };
         let status = client.inner_mut().get_flight_info(message(&query)).await.unwrap_err();
         assert_eq!(status.code(), code, "{sql}: {status}");
-        let detailed = Detailed::decode(status.details()).unwrap();
+        let detailed = pb::Status::decode(status.details()).unwrap();
         assert_eq!(detailed.code, i32::from(code), "{sql}");
         assert_eq!(detailed.message, status.message(), "{sql}");
         assert_eq!(detailed.details[0].type_url, "type.googleapis.com/google.rpc.ErrorInfo");
-        let info = ErrorInfo::decode(detailed.details[0].value.as_slice()).unwrap();
+        let info = pb::ErrorInfo::decode(detailed.details[0].value.as_slice()).unwrap();
         assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason, "mallard"), "{sql}");
         for (name, value) in facts {
             assert_eq!(
