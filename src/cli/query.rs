@@ -63,10 +63,9 @@ fn values(sql: &str, given: &[String]) -> Result<RecordBatch> {
                 && name.chars().all(|c| c.is_alphanumeric() || c == '_')
                 && sql.contains(&format!("${name}"))
         });
-        match named {
-            Some((name, text)) => (name.to_string(), value(text), true),
-            None => ((place + 1).to_string(), value(text), true),
-        }
+        let (name, text) =
+            named.map_or_else(|| ((place + 1).to_string(), text.as_str()), |(name, text)| (name.into(), text));
+        (name, value(text), true)
     });
     RecordBatch::try_from_iter_with_nullable(columns).map_err(Error::invalid)
 }

@@ -6,8 +6,6 @@ import re
 import select
 import time
 
-import pytest
-
 SECONDS = 60
 
 
@@ -43,14 +41,9 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
 
 
-@pytest.fixture
-def home(tmp_path):
-    return tmp_path
-
-
-def test_prompt_completes_remembers_pages_and_cancels(launch, home):
+def test_prompt_completes_remembers_pages_and_cancels(launch, tmp_path):
     server = launch()
-    shell = Terminal(server.location, home)
+    shell = Terminal(server.location, tmp_path)
     shell.until("mallard> ")
     shell.send("CREATE TABLE flights AS SELECT range AS id, 'late' AS state\r")
     shell.until(r"\.\.\.> ")
@@ -78,12 +71,12 @@ def test_prompt_completes_remembers_pages_and_cancels(launch, home):
     shell.until("id BIGINT, state VARCHAR.*mallard> ")
     assert shell.leave() == 0
 
-    again = Terminal(server.location, home)
+    again = Terminal(server.location, tmp_path)
     again.until("mallard> ")
     again.send("\x1b[A\x1b[A")
     again.until("range\\(10000000000\\)")
     again.send("\x03")
     again.until("mallard> ")
     assert again.leave() == 0
-    history = home / ".local/state/mallard/history"
+    history = tmp_path / ".local/state/mallard/history"
     assert history.stat().st_mode & 0o077 == 0, "it is the user's alone"

@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    process::mallard,
+    process::{mallard, text},
     support::{PASSWORD, TestServer, USER, login, row, run, test_config, with_login},
 };
 
@@ -21,10 +21,6 @@ async fn bench(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = mallard();
     command.arg("bench").args(arguments).envs(environment.iter().copied());
     tokio::task::spawn_blocking(move || command.output().expect("the binary runs")).await.unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 async fn no_tables_are_left(server: &TestServer) {

@@ -34,6 +34,11 @@ pub(crate) fn mallard() -> Command {
     command
 }
 
+/// What it has written.
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
 impl Process {
     /// Starts a server on free ports with JSON logs, and waits until it serves.
     pub(crate) fn serve(environment: &[(&str, &str)]) -> Self {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    process::mallard,
+    process::{mallard, text},
     support::{PASSWORD, TestServer, USER, row, run, test_config, with_login},
 };
 
@@ -26,10 +26,6 @@ async fn shell(arguments: &[&str], input: &str) -> Output {
         child.wait_with_output().unwrap()
     });
     running.await.unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]

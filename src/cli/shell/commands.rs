@@ -30,8 +30,10 @@ impl Shell {
         match (name, argument) {
             (".quit" | ".exit", _) => return Ok(Next::Leave),
             (".help", _) => println!("{HELP}"),
-            (".tables", "") => println!("{}", tables::shown(&self.client.tables(None).await?)),
-            (".tables", pattern) => println!("{}", tables::shown(&self.client.tables(Some(pattern)).await?)),
+            (".tables", pattern) => {
+                let pattern = Some(pattern).filter(|pattern| !pattern.is_empty());
+                println!("{}", tables::shown(&self.client.tables(pattern).await?));
+            }
             (".schema", "") => return Err(Error::invalid(".schema needs a table")),
             (".schema", table) => {
                 let name: Vec<String> = table.split('.').map(|part| quote(part.trim_matches('"'))).collect();

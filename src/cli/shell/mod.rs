@@ -66,12 +66,18 @@ impl Shell {
     async fn script(&mut self, text: &str) -> Result<ExitCode> {
         let script = self.local.script(text).await?;
         let last = script.unfinished.then_some(script.rest);
-        for sql in script.statements.iter().chain(&last) {
+        let whole = self.all(script.statements.iter().chain(&last)).await?;
+        Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) })
+    }
+
+    /// Runs them one after the other; false where Ctrl-C has cancelled one.
+    async fn all(&mut self, statements: impl IntoIterator<Item = &String>) -> Result<bool> {
+        for sql in statements {
             if !self.statement(sql).await? {
-                return Ok(ExitCode::from(INTERRUPTED));
+                return Ok(false);
             }
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(true)
     }
 
     /// Standard input that is no terminal: statement after statement as they come; the first error ends it.
@@ -99,10 +105,8 @@ impl Shell {
             // Only such a line can end a statement.
             if line.contains(';') {
                 let script = self.local.script(&text).await?;
-                for sql in &script.statements {
-                    if !self.statement(sql).await? {
-                        return Ok(ExitCode::from(INTERRUPTED));
-                    }
+                if !self.all(&script.statements).await? {
+                    return Ok(ExitCode::from(INTERRUPTED));
                 }
                 text = script.rest;
             }
@@ -157,18 +161,10 @@ impl Shell {
                 self.remember(text[..done].trim());
             }
             text = if script.unfinished { script.rest } else { String::new() };
-            for sql in &script.statements {
-                match self.statement(sql).await {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        eprintln!("cancelled");
-                        break;
-                    }
-                    Err(error) => {
-                        eprintln!("error: {error}");
-                        break;
-                    }
-                }
+            match self.all(&script.statements).await {
+                Ok(true) => {}
+                Ok(false) => eprintln!("cancelled"),
+                Err(error) => eprintln!("error: {error}"),
             }
         }
     }
