@@ -258,6 +258,7 @@ pub struct Tls {
 pub struct Session {
     pub idle_timeout: Span,
     pub transaction_timeout: Span,
+    pub disconnect_timeout: Span,
     pub wait: Span,
     pub sessions: usize,
     pub sessions_per_user: usize,
@@ -386,6 +387,7 @@ impl Default for Config {
             session: Session {
                 idle_timeout: Span(Duration::from_secs(1800)),
                 transaction_timeout: Span(Duration::from_secs(300)),
+                disconnect_timeout: Span(Duration::from_secs(30)),
                 wait: Span(Duration::from_secs(10)),
                 sessions: 1024,
                 sessions_per_user: 128,
@@ -702,6 +704,10 @@ const KEYS: &[Key] = &[
     key!(
         session.transaction_timeout,
         "How long an open transaction may stand without a statement before it is rolled back: it holds what others wait for."
+    ),
+    key!(
+        session.disconnect_timeout,
+        "How long what a client keeps outlives the last connection that used it; a client that comes back within that goes on. \"0s\" means as long as the other two say."
     ),
     key!(
         session.wait,

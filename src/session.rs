@@ -2,17 +2,18 @@
 //!
 //! A login is a session: whoever shows its bearer token is in it. Who has none may have a cookie, and who has neither
 //! has handles alone, which stand for themselves. All of it belongs to a user, is bounded, and is freed when it has not
-//! been used for a while, when the session is closed, and when the server stops. Nothing here knows Flight.
+//! been used for a while, when the connections that it was used by have gone, when the session is closed, and when the
+//! server stops. Nothing here knows Flight.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
 use crate::{
     access::Rights,
-    auth::Identity,
+    auth::{Connection, Identity},
     config,
     engine::{Ask, Bound, Engine, Line, Settings},
     error::{Error, Result},
@@ -63,6 +64,15 @@ struct State {
     sessions: HashMap<String, Session>,
     transactions: HashMap<Handle, Transaction>,
     prepared: HashMap<Handle, Prepared>,
+    /// Of sessions, and of what has none.
+    present: HashMap<String, Present>,
+}
+
+/// By which connections an owner has come, and since when there is none of them any more.
+#[derive(Default)]
+struct Present {
+    connections: Vec<Connection>,
+    left: Option<Instant>,
 }
 
 struct Session {
@@ -73,13 +83,14 @@ struct Session {
     home: Option<Line>,
     /// The transaction that has the home, begun by an action.
     lent: Option<Handle>,
-    /// A transaction begun by a text was rolled back meanwhile, and its client does not know yet.
-    lapsed: bool,
+    /// Why a transaction begun by a text was rolled back meanwhile, which its client does not know yet.
+    lapsed: Option<Error>,
 }
 
 struct Transaction {
     user: String,
-    session: Option<String>,
+    /// The session, or itself.
+    owner: String,
     line: Line,
     begun: Instant,
 }
@@ -88,7 +99,8 @@ struct Transaction {
 #[derive(Clone)]
 pub struct Prepared {
     user: String,
-    session: Option<String>,
+    /// The session, or itself.
+    owner: String,
     used: Instant,
     pub sql: String,
     /// Of which it is a part.
@@ -124,20 +136,18 @@ impl Sessions {
     /// Where a statement of this caller runs, and with which settings; `transaction` is the one that it names.
     pub fn place(&self, identity: &Identity, transaction: Option<Handle>) -> Result<Ask> {
         let mut state = self.lock();
-        let (id, user) = (session_id(identity), &identity.user);
-        let session = id.and_then(|id| state.sessions.get_mut(&id)).filter(|session| session.user == *user);
-        let (settings, home) = match session {
+        let (settings, home) = match state.own(identity) {
             None => (Settings::default(), None),
             Some(session) => {
                 session.used = Instant::now();
-                if session.lapsed && transaction.is_none() {
-                    return Err(self.lapsed());
+                if let (Some(why), None) = (&session.lapsed, transaction) {
+                    return Err(why.clone());
                 }
                 (session.settings.clone(), session.home.clone().filter(|_| session.lent.is_none()))
             }
         };
         let line = match transaction {
-            Some(handle) => Some(state.transaction(user, handle)?.line.clone()),
+            Some(handle) => Some(state.transaction(identity, handle)?.line.clone()),
             None => home,
         };
         Ok(Ask { line, settings, ..Ask::default() })
@@ -148,7 +158,7 @@ impl Sessions {
         let mut ask = self.place(identity, None)?;
         if let Some(id) = session_id(identity).filter(|_| ask.line.is_none()) {
             let state = self.lock();
-            let own = |open: &&Transaction| open.user == identity.user && open.session.as_ref() == Some(&id);
+            let own = |open: &&Transaction| open.user == identity.user && open.owner == id;
             let latest = state.transactions.values().filter(own).max_by_key(|open| open.begun);
             ask.line = latest.map(|open| open.line.clone());
         }
@@ -189,8 +199,7 @@ impl Sessions {
                 "transactions of this user are open",
             )?;
             bounded(state.transactions.len(), limits.transactions, "session.transactions", "transactions are open")?;
-            let id = session_id(identity).filter(|id| state.sessions.get(id).is_some_and(|known| known.user == *user));
-            let home = id.as_ref().and_then(|id| state.sessions.get_mut(id)).filter(|session| session.lent.is_none());
+            let home = state.own(identity).filter(|session| session.lent.is_none());
             // What the session has made is seen in the transaction, too.
             let home = home.and_then(|session| {
                 let line = session.home.clone().filter(|line| !line.in_transaction())?;
@@ -198,8 +207,9 @@ impl Sessions {
                 Some(line)
             });
             let line = home.unwrap_or_else(|| self.0.engine.line());
-            let (user, session, begun) = (user.clone(), session_id(identity), Instant::now());
-            state.transactions.insert(handle, Transaction { user, session, line: line.clone(), begun });
+            let (user, owner, begun) = (user.clone(), owner(identity, handle), Instant::now());
+            state.note(identity, &owner);
+            state.transactions.insert(handle, Transaction { user, owner, line: line.clone(), begun });
             line
         };
         self.gauge();
@@ -211,7 +221,7 @@ impl Sessions {
     }
 
     pub async fn end(&self, identity: &Identity, handle: Handle, commit: bool) -> Result<()> {
-        let line = self.lock().transaction(&identity.user, handle)?.line.clone();
+        let line = self.lock().transaction(identity, handle)?.line.clone();
         if !commit {
             line.interrupt(&Error::State("its transaction was rolled back".into()));
         }
@@ -236,7 +246,7 @@ impl Sessions {
     pub async fn begin_text(&self, identity: &Identity, read_only: bool) -> Result<()> {
         let line = self.home(identity)?;
         if let Some(session) = self.lock().own(identity) {
-            session.lapsed = false;
+            session.lapsed = None;
         }
         let begun = self.0.engine.begin(&identity.rights, &line, read_only).await;
         self.gauge();
@@ -245,9 +255,9 @@ impl Sessions {
 
     /// COMMIT or ROLLBACK as a text.
     pub async fn end_text(&self, identity: &Identity, commit: bool) -> Result<()> {
-        let lapsed = self.lock().own(identity).is_some_and(|session| std::mem::take(&mut session.lapsed));
-        if lapsed {
-            return if commit { Err(self.lapsed()) } else { Ok(()) };
+        let lapsed = self.lock().own(identity).and_then(|session| session.lapsed.take());
+        if let Some(why) = lapsed {
+            return if commit { Err(why) } else { Ok(()) };
         }
         let line = self.home(identity)?;
         if !commit {
@@ -275,13 +285,14 @@ impl Sessions {
         let handle = Handle::new();
         let prepared = Prepared {
             user: user.clone(),
-            session: session_id(identity),
+            owner: owner(identity, handle),
             used: Instant::now(),
             sql: sql.to_string(),
             transaction,
             bound: None,
             binding: 0,
         };
+        state.note(identity, &prepared.owner);
         state.prepared.insert(handle, prepared);
         drop(state);
         self.gauge();
@@ -350,16 +361,16 @@ impl Sessions {
         let Some(id) = session_id(identity) else { return false };
         let closed = Error::State("the session was closed".into());
         let mut state = self.lock();
-        let ours = |session: &Option<String>, user: &str| session.as_ref() == Some(&id) && *user == identity.user;
+        let ours = |owner: &str, user: &str| *owner == id && *user == identity.user;
         let known = state.sessions.get(&id).is_some_and(|session| session.user == identity.user);
         let session = if known { state.sessions.remove(&id) } else { None };
         let mut lines: Vec<Line> = session.into_iter().filter_map(|session| session.home).collect();
         state.transactions.retain(|_, open| {
-            let gone = ours(&open.session, &open.user);
+            let gone = ours(&open.owner, &open.user);
             lines.extend(gone.then(|| open.line.clone()));
             !gone
         });
-        state.prepared.retain(|_, kept| !ours(&kept.session, &kept.user));
+        state.prepared.retain(|_, kept| !ours(&kept.owner, &kept.user));
         drop(state);
         lines.iter().for_each(|line| line.close(closed.clone()));
         self.gauge();
@@ -439,38 +450,55 @@ impl Sessions {
             settings: Settings::default(),
             home: None,
             lent: None,
-            lapsed: false,
+            lapsed: None,
         };
         state.sessions.insert(id.to_string(), session);
+        state.note(identity, id);
         Ok(())
     }
 
-    /// Frees what was not used for too long.
+    /// Frees what was not used for too long, and what clients that have gone have left.
     async fn sweep(&self) {
-        let config::Session { idle_timeout, transaction_timeout, .. } = self.0.limits;
+        let config::Session { idle_timeout, transaction_timeout, disconnect_timeout, .. } = self.0.limits;
         let is_over = |idle: Duration, limit: config::Span| limit.limit().is_some_and(|limit| idle > limit);
+        let alone = Error::State(format!(
+            "the connections of its client were gone for session.disconnect_timeout ({disconnect_timeout}), and it was rolled back"
+        ));
         let (mut gone, mut lapsing) = (Vec::new(), Vec::new());
         {
             let mut state = self.lock();
-            let State { sessions, transactions, prepared } = &mut *state;
+            let State { sessions, transactions, prepared, present } = &mut *state;
+            let left: HashSet<String> = present
+                .extract_if(|_, present| {
+                    present.left().is_some_and(|since| is_over(since.elapsed(), disconnect_timeout))
+                })
+                .map(|(owner, _)| owner)
+                .collect();
             transactions.retain(|handle, open| {
-                let over = is_over(open.line.idle(), transaction_timeout);
+                let left = left.contains(&open.owner);
+                let over = left || is_over(open.line.idle(), transaction_timeout);
                 if over {
-                    gone.push((open.line.clone(), self.lapsed()));
+                    gone.push((open.line.clone(), if left { alone.clone() } else { self.lapsed() }));
                     // The connection has gone, too.
                     let lent = sessions.values_mut().filter(|session| session.lent == Some(*handle));
                     lent.for_each(|session| (session.home, session.lent) = (None, None));
                 }
                 !over
             });
-            prepared.retain(|_, kept| !is_over(kept.used.elapsed(), idle_timeout));
-            sessions.retain(|_, session| {
+            prepared.retain(|_, kept| !left.contains(&kept.owner) && !is_over(kept.used.elapsed(), idle_timeout));
+            sessions.retain(|id, session| {
+                let open = session.lent.is_none() && session.home.as_ref().is_some_and(Line::in_transaction);
+                if left.contains(id) {
+                    gone.extend(session.home.take().map(|line| (line, alone.clone())));
+                    session.lapsed = open.then(|| alone.clone()).or_else(|| session.lapsed.take());
+                    // A client that comes back after all must not take its next statement for a part of that transaction.
+                    return session.lapsed.is_some();
+                }
                 let home = session.home.as_ref();
                 let idle = home.map_or(Duration::MAX, Line::idle).min(session.used.elapsed());
-                let open = session.lent.is_none() && home.is_some_and(Line::in_transaction);
                 if let (true, Some(line)) = (open && is_over(idle, transaction_timeout), home) {
                     lapsing.push(line.clone());
-                    session.lapsed = true;
+                    session.lapsed = Some(self.lapsed());
                 }
                 let over = session.lent.is_none() && is_over(idle, idle_timeout);
                 if let (true, Some(line)) = (over, home) {
@@ -478,6 +506,9 @@ impl Sessions {
                 }
                 !over
             });
+            let owners = transactions.values().map(|open| &open.owner).chain(prepared.values().map(|kept| &kept.owner));
+            let owners: HashSet<&String> = owners.chain(sessions.keys()).collect();
+            present.retain(|owner, _| owners.contains(owner));
         }
         gone.into_iter().for_each(|(line, reason)| line.close(reason));
         for line in lapsing {
@@ -508,25 +539,65 @@ impl Sessions {
 }
 
 impl State {
+    /// The caller's session, which it uses here.
     fn own(&mut self, identity: &Identity) -> Option<&mut Session> {
-        self.sessions.get_mut(&session_id(identity)?).filter(|session| session.user == identity.user)
+        let id = session_id(identity)?;
+        self.sessions.get(&id).filter(|session| session.user == identity.user)?;
+        self.note(identity, &id);
+        self.sessions.get_mut(&id)
     }
 
-    fn transaction(&self, user: &str, handle: Handle) -> Result<&Transaction> {
-        self.transactions.get(&handle).filter(|open| open.user == user).ok_or_else(|| {
+    fn transaction(&mut self, identity: &Identity, handle: Handle) -> Result<&Transaction> {
+        let open = self.transactions.get(&handle).filter(|open| open.user == identity.user);
+        let owner = open.map(|open| open.owner.clone()).ok_or_else(|| {
             Error::NotFound(
-                "no such transaction: it has ended, was idle for session.transaction_timeout, or never was".into(),
+                "no such transaction: it has ended, was rolled back when its client had gone or had left it idle for \
+                 session.transaction_timeout, or never was"
+                    .into(),
             )
-        })
+        })?;
+        self.note(identity, &owner);
+        self.transactions.get(&handle).ok_or_else(|| Error::internal("a transaction is gone while it is held"))
     }
 
     fn prepared_mut(&mut self, identity: &Identity, handle: &[u8]) -> Result<&mut Prepared> {
-        let known = Handle::from_bytes(handle).and_then(|handle| self.prepared.get_mut(&handle));
+        let handle = Handle::from_bytes(handle);
+        let known = handle.and_then(|handle| self.prepared.get(&handle)).filter(|kept| kept.user == identity.user);
+        if let Some(owner) = known.map(|kept| kept.owner.clone()) {
+            self.note(identity, &owner);
+        }
+        let known = handle.and_then(|handle| self.prepared.get_mut(&handle));
         known.filter(|kept| kept.user == identity.user).ok_or_else(|| {
             Error::NotFound(
-                "no such prepared statement: it was closed, was idle for session.idle_timeout, or never was".into(),
+                "no such prepared statement: it was closed, its client had gone, it was idle for session.idle_timeout, \
+                 or never was"
+                    .into(),
             )
         })
+    }
+
+    /// What this owner keeps is used by the caller's connection.
+    fn note(&mut self, identity: &Identity, owner: &str) {
+        let Some(connection) = &identity.connection else { return };
+        let present = match self.present.get_mut(owner) {
+            Some(present) => present,
+            None => self.present.entry(owner.to_string()).or_default(),
+        };
+        present.left = None;
+        if !present.connections.contains(connection) {
+            present.connections.retain(Connection::stands);
+            present.connections.push(connection.clone());
+        }
+    }
+}
+
+impl Present {
+    /// Since when none of the connections stands.
+    fn left(&mut self) -> Option<Instant> {
+        if self.connections.iter().any(Connection::stands) {
+            return None;
+        }
+        Some(*self.left.get_or_insert_with(Instant::now))
     }
 }
 
@@ -539,6 +610,11 @@ fn session_id(identity: &Identity) -> Option<String> {
         (None, Some(cookie)) => Some(format!("{COOKIE}{cookie}")),
         (None, None) => None,
     }
+}
+
+/// Whose a transaction or prepared statement is: the session's, or nobody's but its own.
+fn owner(identity: &Identity, handle: Handle) -> String {
+    session_id(identity).unwrap_or_else(|| format!("handle {}", handle.text()))
 }
 
 fn bounded(there: usize, most: usize, key: &'static str, what: &str) -> Result<()> {

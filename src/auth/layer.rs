@@ -90,6 +90,7 @@ where
                 identity.rights = call.set_caller(identity.rights);
             }
             identity.cookie = cookie(request.headers());
+            identity.connection = request.extensions().get().cloned();
             request.extensions_mut().insert(identity);
             let mut response = inner.call(request).await?;
             if let Some(value) = issued.and_then(|token| bearer(&token)) {

@@ -2,6 +2,7 @@
 
 mod certificate;
 mod closed;
+mod connection;
 mod failures;
 mod jwks;
 mod jwt;
@@ -26,6 +27,7 @@ use base64::{
 use jsonwebtoken::Algorithm;
 
 pub use certificate::ClientCertificate;
+pub use connection::{Connection, Standing};
 pub use layer::{AuthLayer, SESSION_COOKIE};
 pub use password::hash_password;
 pub use token::{Place, Session, TicketClaims};
@@ -54,11 +56,13 @@ pub struct Identity {
     pub session: Option<Session>,
     /// The session that a cookie of the call names, whoever made it up.
     pub cookie: Option<String>,
+    /// By which it came; none where that was not the network.
+    pub connection: Option<Connection>,
 }
 
 impl From<Arc<Rights>> for Identity {
     fn from(rights: Arc<Rights>) -> Self {
-        Self { user: rights.user.clone(), rights, session: None, cookie: None }
+        Self { user: rights.user.clone(), rights, session: None, cookie: None, connection: None }
     }
 }
 

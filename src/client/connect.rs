@@ -14,7 +14,7 @@ use http::{HeaderMap, header::AUTHORIZATION};
 use hyper_util::rt::TokioIo;
 use tonic::{
     Request,
-    metadata::{Ascii, MetadataValue},
+    metadata::{Ascii, MetadataMap, MetadataValue},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri},
 };
 use tower::service_fn;
@@ -84,6 +84,8 @@ pub const EXCHANGE_HEADER: &str = "x-mallard-exchange";
 pub(super) struct Headers {
     /// The bearer token, shared by all clones: a server replaces it by a fresh one while it is used.
     authorization: Option<Arc<RwLock<MetadataValue<Ascii>>>>,
+    /// Stands for a session without a login.
+    cookie: Option<MetadataValue<Ascii>>,
     pub(super) compression: Option<Compression>,
     /// The exchangers that rows pass on their way in or out.
     pub(super) chain: Option<MetadataValue<Ascii>>,
@@ -92,6 +94,21 @@ pub(super) struct Headers {
 impl Headers {
     pub(super) fn log_in(&mut self, token: MetadataValue<Ascii>) {
         self.authorization = Some(Arc::new(RwLock::new(token)));
+    }
+
+    pub(super) fn has_login(&self) -> bool {
+        self.authorization.is_some()
+    }
+
+    pub(super) fn has_cookie(&self) -> bool {
+        self.cookie.is_some()
+    }
+
+    /// Takes the cookie that an answer may set.
+    pub(super) fn keep_cookie(&mut self, answered: &MetadataMap) {
+        let set = answered.get("set-cookie").and_then(|set| set.to_str().ok());
+        self.cookie = set.and_then(|set| set.split(';').next()?.trim().parse().ok());
+        self.cookie.iter_mut().for_each(|cookie| cookie.set_sensitive(true));
     }
 
     /// Takes the fresh token that an answer may carry.
@@ -108,6 +125,9 @@ impl Headers {
         if let Some(authorization) = &self.authorization {
             let token = authorization.read().unwrap_or_else(PoisonError::into_inner).clone();
             request.metadata_mut().insert("authorization", token);
+        }
+        if let Some(cookie) = &self.cookie {
+            request.metadata_mut().insert("cookie", cookie.clone());
         }
         if let Some(compression) = self.compression {
             request.metadata_mut().insert(COMPRESSION_HEADER, MetadataValue::from_static(compression.word()));

@@ -2,15 +2,16 @@
 
 use arrow_array::RecordBatch;
 use arrow_flight::{
-    FlightDescriptor, FlightInfo,
+    Action, FlightDescriptor, FlightInfo,
     sql::{
         ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult,
         Any, CommandPreparedStatementQuery, CommandStatementQuery, ProstMessageExt,
     },
 };
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{TryFutureExt, TryStreamExt};
 use prost::Message;
+use tonic::Code;
 
 use super::Client;
 use crate::{
@@ -26,7 +27,37 @@ pub enum Answered {
 }
 
 impl Client {
-    /// Runs one statement in the session of this client's login.
+    /// Opens a session for a client without a login, where the server keeps one by a cookie.
+    pub async fn open_session(&mut self) -> Result<()> {
+        if self.headers.has_login() {
+            return Ok(());
+        }
+        let (span, request) = self.request("DoAction", Action::new("SetSessionOptions", Bytes::new()));
+        let mut flight = self.flight.clone();
+        let opened = async {
+            let answer = flight.do_action(request).await?;
+            let kept = answer.metadata().clone();
+            answer.into_inner().try_for_each(async |_| Ok(())).await?;
+            Ok(kept)
+        };
+        match span.of(opened.map_err(|status| self.broken()(&status))).await {
+            Ok(kept) => self.headers.keep_cookie(&kept),
+            // Not every server has sessions.
+            Err(error) if matches!(error.code(), Code::Unimplemented | Code::InvalidArgument | Code::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Ends the session that [`Self::open_session`] has opened; one of a login ends with that.
+    pub async fn close_session(&self) -> Result<()> {
+        if self.headers.has_cookie() {
+            self.action_with("CloseSession", Bytes::new()).await?.try_for_each(async |_| Ok(())).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs one statement in the session of this client.
     pub async fn statement(&self, sql: &str) -> Result<Answered> {
         let command = CommandStatementQuery { query: sql.to_string(), transaction_id: None };
         self.answered(FlightDescriptor::new_cmd(command.as_any().encode_to_vec())).await

@@ -24,7 +24,7 @@ use super::{
     tls::Tls,
 };
 use crate::{
-    auth::ClientCertificate,
+    auth::{ClientCertificate, Standing},
     config::{Config, Size, Wire},
     error::{Error, Result},
     location::Location,
@@ -208,7 +208,9 @@ where
         let link = Link::new(self.patience, admitted, metrics.clone());
         let http2 = self.http2(&link);
         let Self { service, stop, .. } = self;
+        let standing = Standing::default();
         let of_requests = link.clone();
+        let here = standing.connection();
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             if let Some(peer) = peer {
@@ -219,6 +221,7 @@ where
             }
             request.extensions_mut().insert(of_requests.answer());
             request.extensions_mut().insert(of_requests.clone());
+            request.extensions_mut().insert(here.clone());
             // Always ready: nothing in front of the Flight service limits it.
             service.clone().call(request)
         });

@@ -72,18 +72,21 @@ async fn tables_are_listed_with_their_columns() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shell_runs_statements_in_one_session() {
-    let server = TestServer::with(with_login(test_config())).await;
-    let uri = server.uri();
-    let arguments = ["sql", &uri, "--user", USER];
-    let done = shell(
+    for (config, login) in [(with_login(test_config()), &["--user", USER][..]), (test_config(), &[])] {
+        let server = TestServer::with(config).await;
+        let uri = server.uri();
+        let arguments = [&["sql", &uri], login].concat();
+        let done = shell(
         &arguments,
         "CREATE TABLE t (i INTEGER);\nBEGIN;\nINSERT INTO t\n  VALUES (1), (2);\nCREATE TEMP TABLE mine AS SELECT 40 AS j;\n\
          SELECT sum(i) + max(j) AS answer FROM t, mine;\nROLLBACK;\n.tables\nSELECT count(*) AS left_over FROM t",
     )
     .await;
-    let shown = text(&done.stdout);
-    assert!(done.status.success(), "{}", text(&done.stderr));
-    assert!(shown.contains("answer") && shown.contains("43"), "{shown}");
-    assert!(shown.contains("i INTEGER") && shown.contains("left_over"), "{shown}");
-    assert!(shown.trim_end().lines().rev().any(|line| line.contains(" 0 ")), "{shown}");
+        let shown = text(&done.stdout);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        assert!(shown.contains("answer") && shown.contains("43"), "{shown}");
+        assert!(shown.contains("i INTEGER") && shown.contains("left_over"), "{shown}");
+        assert_eq!(server.metric("mallard_client_sessions").await, if login.is_empty() { 0.0 } else { 1.0 });
+        assert!(shown.trim_end().lines().rev().any(|line| line.contains(" 0 ")), "{shown}");
+    }
 }

@@ -46,7 +46,8 @@ struct Shell {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<ExitCode> {
-    let client = arguments.login.connect(&arguments.uri).await?;
+    let mut client = arguments.login.connect(&arguments.uri).await?;
+    client.open_session().await?;
     let interactive = arguments.command.is_none() && std::io::stdin().is_terminal();
     let mut shell = Shell {
         client,
@@ -54,11 +55,15 @@ pub(super) async fn run(arguments: Arguments) -> Result<ExitCode> {
         shown: Shown::new(arguments.format, interactive),
         lines: interactive.then(Lines::open).transpose()?,
     };
-    match &arguments.command {
+    let outcome = match &arguments.command {
         Some(text) => shell.script(text).await,
         None if interactive => shell.prompt().await,
         None => shell.input().await,
+    };
+    if let Err(error) = shell.client.close_session().await {
+        tracing::debug!(%error, "the session could not be closed; the server frees it soon");
     }
+    outcome
 }
 
 impl Shell {

@@ -185,6 +185,64 @@ async fn idle_transaction_is_rolled_back_and_its_client_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_that_has_gone_has_left_is_freed() {
+    let mut config = with_login(test_config());
+    config.session.disconnect_timeout = Span(Duration::from_millis(600));
+    let server = TestServer::with(config).await;
+    let kept = async || {
+        let [open, prepared] = ["mallard_transactions_open", "mallard_prepared_statements"];
+        (server.metric(open).await, server.metric(prepared).await)
+    };
+    let mut other = server.sql_of(USER).await;
+    update(&mut other, "CREATE TABLE t (i INTEGER)").await;
+    let mut first = server.sql_of(USER).await;
+    let transaction = first.begin_transaction().await.unwrap();
+    first.execute_update("INSERT INTO t VALUES (1)".into(), Some(transaction)).await.unwrap();
+    let statement = first.prepare("SELECT 1".into(), None).await.unwrap();
+    for sql in ["BEGIN", "CREATE TEMP TABLE mine (i INTEGER)", "INSERT INTO t VALUES (2)"] {
+        update(&mut first, sql).await;
+    }
+    assert_eq!(kept().await, (2.0, 1.0));
+    // One login on two connections: the second is enough.
+    let mut second = server.sql().await;
+    second.set_token(first.token().cloned().unwrap());
+    assert_eq!(table(&mut second, "SELECT count(*) FROM t, (SELECT count(*) FROM mine)").await, ["1"]);
+    let token = first.token().cloned().unwrap();
+    drop((first, statement));
+    until("its connection has ended", || async { server.metric("mallard_connections").await == 2.0 }).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(kept().await, (2.0, 1.0));
+    drop(second);
+    until("it is freed", || async { kept().await == (0.0, 0.0) }).await;
+    assert_eq!(table(&mut other, "SELECT count(*) FROM t").await, ["0"]);
+    // Who comes back after all is told, and nothing passes for a part of what was rolled back.
+    let mut back = server.sql().await;
+    back.set_token(token);
+    let (code, says) = refused(back.execute_update("INSERT INTO t VALUES (3)".into(), None).await);
+    assert!(code == Code::FailedPrecondition && says.contains("session.disconnect_timeout"), "{code:?} {says}");
+    update(&mut back, "ROLLBACK").await;
+    update(&mut back, "INSERT INTO t VALUES (4)").await;
+    assert_eq!(table(&mut other, "SELECT i FROM t").await, ["4"]);
+    assert_eq!(refused(back.execute("FROM mine".into(), None).await).0, Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_without_a_login_is_freed_with_its_connection() {
+    let mut config = test_config();
+    config.session.disconnect_timeout = Span(Duration::from_millis(100));
+    let server = TestServer::with(config).await;
+    let mut client = server.sql().await;
+    client.begin_transaction().await.unwrap();
+    let statement = client.prepare("SELECT 1".into(), None).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    let kept =
+        async || server.metric("mallard_transactions_open").await + server.metric("mallard_prepared_statements").await;
+    assert_eq!(kept().await, 2.0);
+    drop((client, statement));
+    until("it is freed", || async { kept().await == 0.0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn transactions_are_their_users_alone_and_bounded() {
     let users = [("ann", "writer"), ("bob", "writer"), ("eve", "reader")];
     let mut config = with_users(with_login(test_config()), &users);
