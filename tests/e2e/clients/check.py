@@ -22,6 +22,7 @@ ROOT = HERE.parents[2]
 sys.path.insert(0, str(HERE.parent))
 
 import adbc  # noqa: E402
+import arrow_rs  # noqa: E402
 import dbapi  # noqa: E402
 import frames  # noqa: E402
 import npm  # noqa: E402
@@ -30,6 +31,7 @@ from support import Server  # noqa: E402
 
 CLIENTS = [
     adbc.ADBC, dbapi.DBAPI, dbapi.ALCHEMY, frames.PANDAS, frames.POLARS, npm.GIZMODATA, npm.LAKEHOUSE,
+    arrow_rs.ARROW_RS,
 ]
 PAGE = ROOT / "docs" / "clients.md"
 PASSWORD = "a-long-password"
@@ -55,7 +57,8 @@ TAIL = """\
   `jdbc:arrow-flight-sql://localhost:8815?useEncryption=false&user=alice&password=…`; for TLS leave `useEncryption` out.
   Let the server or the session have [plain types](types.md).
 - **Go, C, R**: the ADBC driver in the table is the one they use, with the same options.
-- **Rust**: `FlightSqlServiceClient` of the crate arrow-flight is what `tests/it` speaks.
+- Without a login there is no session: `BEGIN`, `SET`, `USE` and session options want a user, or a client that keeps cookies
+  (ADBC: `adbc.flight.sql.rpc.with_cookie_middleware`).
 
 Types: [types.md](types.md). Names are compared without regard to case, as in DuckDB; in the patterns of metadata calls
 `%` and `_` are wildcards and `\\\\` escapes them. Metadata lists what the caller may read and nothing else.
@@ -151,7 +154,7 @@ def main():
 def snippet(client, stage):
     """What the page says to copy does what it says."""
     told = {name: getattr(stage, name) for name in ("uri", "host", "port", "user", "password")}
-    command = {"python": [sys.executable, "-c"], "js": ["node", "-e"]}[client.language]
+    command = {"python": [sys.executable, "-c"], "js": ["node", "-e"], "sh": ["sh", "-c"]}[client.language]
     environment = os.environ | {"NODE_PATH": os.environ["MALLARD_NODE_MODULES"]}
     ended = subprocess.run(
         [*command, client.snippet.format(**told)], env=environment, capture_output=True, text=True, timeout=120

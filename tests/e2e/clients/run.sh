@@ -1,5 +1,5 @@
 #!/bin/sh
-# Stock clients of Flight SQL, from PyPI and npm, at one server: `sh tests/e2e/clients/run.sh [--write] [--only WORDS]`.
+# Stock clients of Flight SQL, from PyPI, npm and crates.io, at one server: `sh tests/e2e/clients/run.sh [--write] [--only WORDS]`.
 # What they can do is the table in docs/clients.md, which is held to what this run says.
 set -eu
 
@@ -8,7 +8,7 @@ root=$(cd "$here/../../.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 kept=${MALLARD_CLIENTS_DIR:-$target/e2e-clients}
 export MALLARD_BIN="${MALLARD_BIN:-${MALLARD:-$target/release/mallard}}"
-export PYTHONDONTWRITEBYTECODE=1 MALLARD_NODE_MODULES="$kept/node_modules"
+export PATH="$kept/cargo/bin:$PATH" PYTHONDONTWRITEBYTECODE=1 MALLARD_NODE_MODULES="$kept/node_modules"
 
 if [ ! -x "$MALLARD_BIN" ]; then
     echo "no mallard binary at $MALLARD_BIN: run cargo build --release, or set MALLARD" >&2
@@ -16,7 +16,8 @@ if [ ! -x "$MALLARD_BIN" ]; then
 fi
 command -v npm >/dev/null || { echo "install Node.js with npm first" >&2; exit 1; }
 MALLARD_VERSION=$("$MALLARD_BIN" --version | cut -d ' ' -f 2)
-export MALLARD_VERSION
+ARROW_FLIGHT_VERSION=$(sed -n '/^name = "arrow-flight"$/{n;s/version = "\(.*\)"/\1/p}' "$root/Cargo.lock")
+export MALLARD_VERSION ARROW_FLIGHT_VERSION
 
 # The copies are made last, so an installation that was interrupted is done again.
 if ! cmp -s "$here/requirements.txt" "$kept/requirements.txt"; then
@@ -28,6 +29,12 @@ if ! cmp -s "$here/package.json" "$kept/installed.json"; then
     cp "$here/package.json" "$kept/package.json"
     npm install --prefix "$kept" --no-audit --no-fund --no-package-lock --ignore-scripts --loglevel=error
     cp "$here/package.json" "$kept/installed.json"
+fi
+if [ "$(cat "$kept/cargo/version" 2>/dev/null)" != "$ARROW_FLIGHT_VERSION" ]; then
+    cargo install arrow-flight --version "=$ARROW_FLIGHT_VERSION" --bin flight_sql_client \
+        --features cli,flight-sql,tls-ring --locked --quiet --force --root "$kept/cargo" --target-dir "$kept/cargo/build"
+    rm -rf "$kept/cargo/build"
+    echo "$ARROW_FLIGHT_VERSION" > "$kept/cargo/version"
 fi
 
 exec "$kept/bin/python" "${MALLARD_CLIENTS_COMMAND:-$here/check.py}" "$@"
