@@ -57,13 +57,22 @@ impl OutputArguments {
 
     /// Writes all rows; how many and how fast goes to standard error.
     pub(super) async fn write(&self, what: &str, rows: RecordBatchStream) -> Result<()> {
+        let meter = Meter::start(what, None);
+        self.put(meter.watch(rows)).await?;
+        let measured = meter.finish();
+        if self.output.is_some() || std::io::stderr().is_terminal() {
+            eprintln!("{measured}");
+        }
+        Ok(())
+    }
+
+    /// Writes all rows and nothing else.
+    pub(super) async fn put(&self, rows: RecordBatchStream) -> Result<()> {
         let format = match (self.format, &self.output) {
             (Some(format), _) => format,
             (None, Some(path)) => by_ending(path)?,
             (None, None) => Format::Table,
         };
-        let meter = Meter::start(what, None);
-        let rows = meter.watch(rows);
         match format {
             Format::Table => {
                 let width = if std::io::stdout().is_terminal() { 0 } else { 10_000 };
@@ -81,10 +90,6 @@ impl OutputArguments {
             Format::Json => self.write_file(rows, FileFormat::Json).await?,
             Format::Csv => self.write_file(rows, FileFormat::Csv).await?,
             Format::Arrow => write_arrow(rows, self.output.as_deref()).await?,
-        }
-        let measured = meter.finish();
-        if self.output.is_some() || std::io::stderr().is_terminal() {
-            eprintln!("{measured}");
         }
         Ok(())
     }

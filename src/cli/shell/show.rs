@@ -54,7 +54,7 @@ impl Shown {
                 (Some(text), meter.finish())
             }
             format => {
-                OutputArguments::of(format).write("query", rows).await?;
+                OutputArguments::of(format).put(rows).await?;
                 (None, meter.finish())
             }
         };

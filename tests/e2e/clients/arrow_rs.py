@@ -50,7 +50,7 @@ def refused(stage, word, *arguments, **login):
 @ARROW_RS.check("login")
 def login(stage):
     assert rows(stage, "SELECT 1") == [["1"]]
-    refused(stage, "unauthenticated", "statement-query", "SELECT 1", password="wrong-password")
+    refused(stage, "wrong user or password", "statement-query", "SELECT 1", password="wrong-password")
 
 
 @ARROW_RS.check("query")
