@@ -204,14 +204,14 @@ async fn slow_reader_and_stalled_readers_leave_room_for_others() {
     // 5 GB in 16 bytes a row where it may take its time.
     let total: u64 = if seconds().is_some() { 312_500_000 } else { 12_500_000 };
     let server = Process::serve(&[
-        ("MALLARD__LIMITS__STALL_TIMEOUT", "5s"),
+        ("MALLARD__LIMITS__STALL_TIMEOUT", "10s"),
         ("MALLARD__LIMITS__QUERIES", "48"),
         ("MALLARD__LIMITS__QUERIES_PER_USER", "0"),
         ("MALLARD__LOG__LEVEL", "info"),
     ]);
     let client = server.client(None).await;
     p99(&client, 200).await;
-    let (idle, base) = (p99(&client, 1_000).await, server.memory());
+    let (idle, base) = (p99(&client, 2_000).await, server.memory());
     let sql = format!("SELECT range, range * 2 FROM range({total})");
     let slow_client = server.client(None).await;
     let mut slow = slow_client.query(&sql).await.unwrap();
@@ -227,11 +227,13 @@ async fn slow_reader_and_stalled_readers_leave_room_for_others() {
         let mut read = 0_u64;
         while let Some(batch) = slow.next().await {
             read += batch.unwrap().num_rows() as u64;
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         read
     });
-    let beside = p99(&client, 1_000).await;
+    // The statements that now stand still have to have come that far.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let beside = p99(&client, 2_000).await;
     let mut most = server.memory().saturating_sub(base);
     while !reading.is_finished() {
         most = most.max(server.memory().saturating_sub(base));
