@@ -7,6 +7,7 @@ mod act;
 mod arrow;
 mod backup;
 mod binding;
+mod carry;
 mod catalog;
 mod columns;
 mod error;

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use duckdb::{Parameters, connection::Connection};
 use serde_json::Value;
 
-use super::{Shared, guard::BuiltIns, sandbox::INPUT};
+use super::{Shared, carry::Carry, guard::BuiltIns, sandbox::INPUT};
 use crate::error::{Error, Result};
 
 /// How a query reads the input.
@@ -27,6 +27,8 @@ pub struct Shape {
     pub reads: Reads,
     /// Tables that are not the input, as they are written.
     pub tables: BTreeSet<String>,
+    /// What it leaves for DuckDB to compute, where it passes on columns of each row as they are.
+    pub carry: Option<Carry>,
 }
 
 impl Shape {
@@ -51,7 +53,17 @@ impl Shape {
         if walk.changes {
             return Err(Error::invalid("an exchanger is one SELECT, and changes nothing in a part of it"));
         }
-        Ok(Self { reads, tables: walk.tables })
+        let tables = walk.tables;
+        let split = Carry::split(&tree, shared.built_ins()).filter(|_| reads == Reads::EachRow);
+        let carry = match split {
+            Some((items, rest)) => {
+                let sql = "SELECT json_deserialize_sql($1::JSON)";
+                let rows = shared.rows(connection, sql, Parameters::positional(&[&rest.to_string().as_str()]))?;
+                rows.into_iter().flatten().next().map(|sql| Carry::new(sql, items))
+            }
+            None => None,
+        };
+        Ok(Self { reads, tables, carry })
     }
 }
 

@@ -116,10 +116,15 @@ struct Place {
     /// Rows of it before the last chunk, and of the chunk.
     offset: usize,
     chunk: usize,
+    /// The batches that were handed out, for who asks for them.
+    kept: Option<VecDeque<RecordBatch>>,
 }
 
 impl Place {
     fn begin(&mut self, batch: &RecordBatch) {
+        if let Some(kept) = &mut self.kept {
+            kept.push_back(batch.clone());
+        }
         self.before += self.batch.as_ref().map_or(0, |last| last.num_rows() as u64);
         (self.batch, self.offset, self.chunk) = (Some(batch.clone()), 0, 0);
     }
@@ -198,6 +203,16 @@ impl Source {
         let place = lock(&self.incoming.place);
         let batch = place.batch.as_ref()?;
         Some((place.before + place.offset as u64, batch.slice(place.offset, place.chunk)))
+    }
+
+    /// From now on a single worker's batches are kept for [`Source::next_kept`].
+    pub(super) fn keep(&self) {
+        lock(&self.incoming.place).kept.get_or_insert_default();
+    }
+
+    /// The first batch that was handed out and not asked for yet.
+    pub(super) fn next_kept(&self) -> Option<RecordBatch> {
+        lock(&self.incoming.place).kept.as_mut()?.pop_front()
     }
 
     /// Whether what has gone wrong is not with the rows handed out last: the input's own failure, or what a query over all

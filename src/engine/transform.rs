@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     Engine, Shared,
     arrow::Importer,
+    carry::{Carried, Carry},
     catalog,
     error::discreet,
     guard,
@@ -206,6 +207,14 @@ struct Work<'a> {
     shares: bool,
 }
 
+/// What is run over the input.
+struct Run<'c> {
+    statement: Statement<'c>,
+    importer: Importer,
+    /// Where its answer is only what the statement does not pass on.
+    carried: Option<Carried>,
+}
+
 type Head = Option<oneshot::Sender<Result<SchemaRef>>>;
 
 impl Work<'_> {
@@ -242,21 +251,43 @@ impl Work<'_> {
             .collect();
         let parameters = if named.is_empty() { Parameters::None } else { Parameters::named(&named) };
         let importer = self.columns(connection, &statement, parameters)?;
-        self.show(connection, &self.source)?;
         let sent = head.take().map(|head| head.send(Ok(importer.schema())));
         if !matches!(sent, Some(Ok(()))) {
             return Err(Error::Cancelled);
         }
+        let mut run = Run { statement, importer, carried: None };
+        if let Some(carry) = &transformation.shape.carry {
+            // Without it the statement as a whole does the same.
+            run = self.lean(connection, carry, parameters, &run.importer).unwrap_or(run);
+        }
+        self.show(connection, &self.source)?;
         // What is asked for the time, and which rows tables have, is the same in every segment.
         let begin = if self.shares { "BEGIN TRANSACTION READ ONLY" } else { "BEGIN TRANSACTION" };
         shared.execute(connection, begin)?;
-        let outcome = self.answer(connection, &statement, parameters, transformation.shape.reads, &importer, rows);
+        let outcome = self.answer(connection, &mut run, parameters, transformation.shape.reads, rows);
         outcome.map_err(|error| {
-            match self.failing_row(connection, &statement, parameters, transformation.shape.reads, &error) {
+            match self.failing_row(connection, &run.statement, parameters, transformation.shape.reads, &error) {
                 Some(row) => error.at_row(row),
                 None => error,
             }
         })
+    }
+
+    /// Computes what the statement does not pass on, where that is all there is to it.
+    fn lean<'c>(
+        &self,
+        connection: &'c Connection,
+        carry: &Carry,
+        parameters: Parameters<'_>,
+        whole: &Importer,
+    ) -> Option<Run<'c>> {
+        let empty = self.sources.of(RecordBatch::new_empty(self.source.schema()), Sharing::Single);
+        self.show(connection, &empty).ok()?;
+        let statement = guard::admit_with(self.shared, connection, &carry.sql, self.rights, &[INPUT]).ok()?;
+        let importer = self.columns(connection, &statement, parameters).ok()?;
+        let carried = carry.resolve(&self.source.schema(), &whole.schema(), &importer.schema())?;
+        self.source.keep();
+        Some(Run { statement, importer, carried: Some(carried) })
     }
 
     /// Makes a stream the relation `input` of this connection.
@@ -286,17 +317,17 @@ impl Work<'_> {
     fn answer(
         &self,
         connection: &Connection,
-        statement: &Statement<'_>,
+        run: &mut Run<'_>,
         parameters: Parameters<'_>,
         reads: Reads,
-        importer: &Importer,
         rows: &mpsc::Sender<Waiting>,
     ) -> Result<()> {
+        let Run { statement, importer, carried } = run;
         if reads != Reads::EachRow {
-            return self.send(&mut self.start(connection, statement, parameters)?, importer, rows);
+            return self.send(&mut self.start(connection, statement, parameters)?, importer, None, rows);
         }
         while self.source.wait(&self.shared.metrics)? {
-            self.send(&mut self.start(connection, statement, parameters)?, importer, rows)?;
+            self.send(&mut self.start(connection, statement, parameters)?, importer, carried.as_mut(), rows)?;
         }
         Ok(())
     }
@@ -319,12 +350,28 @@ impl Work<'_> {
         Ok(result)
     }
 
-    fn send(&self, result: &mut ArrowQueryResult<'_>, importer: &Importer, rows: &mpsc::Sender<Waiting>) -> Result<()> {
-        while let Some(array) = result.next_array().map_err(|error| self.shared.cause(&error))? {
-            let batch = importer.batch(array)?;
+    fn send(
+        &self,
+        result: &mut ArrowQueryResult<'_>,
+        importer: &Importer,
+        mut carried: Option<&mut Carried>,
+        rows: &mpsc::Sender<Waiting>,
+    ) -> Result<()> {
+        let send = |batch: RecordBatch| {
             self.seen.answered(batch.num_rows());
             let batch = Waiting::new(batch, &self.shared.metrics);
-            self.cancel.wait(rows.send(batch))?.map_err(|_| Error::Cancelled)?;
+            self.cancel.wait(rows.send(batch))?.map_err(|_| Error::Cancelled)
+        };
+        while let Some(array) = result.next_array().map_err(|error| self.shared.cause(&error))? {
+            let mut batch = importer.batch(array)?;
+            match &mut carried {
+                None => send(batch)?,
+                Some(carried) => {
+                    while let Some(whole) = carried.next(&mut batch, &self.source)? {
+                        send(whole)?;
+                    }
+                }
+            }
         }
         Ok(())
     }

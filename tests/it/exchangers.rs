@@ -1,6 +1,10 @@
 //! Registered exchangers: versions, owners, what is kept, and chains.
 
-use arrow_array::Array;
+use std::sync::Arc;
+
+use arrow_array::{Array, ArrayRef, Date64Array, DictionaryArray, RecordBatch, types::Int32Type};
+use arrow_schema::DataType;
+use arrow_select::concat::concat_batches;
 use futures::StreamExt;
 use mallard::{client::Client, config::Config, server::Server, stream::RecordBatchStream, transfer::first_row};
 use serde_json::{Value, json};
@@ -242,6 +246,81 @@ async fn sql_has_parameters_that_are_bound_and_never_pasted() {
         let refused = act(&client, "add_exchange", body).await.expect_err(sql);
         assert!(refused.code() == Code::InvalidArgument && refused.to_string().contains(word), "{sql}: {refused}");
     }
+}
+
+/// The batches cut to other sizes.
+fn recut(batches: &[RecordBatch], sizes: &[usize]) -> RecordBatchStream {
+    let mut sizes = sizes.iter().copied().cycle();
+    let mut cut = Vec::new();
+    for batch in batches {
+        let mut at = 0;
+        while at < batch.num_rows() {
+            let rows = sizes.next().unwrap().min(batch.num_rows() - at);
+            cut.push(batch.slice(at, rows));
+            at += rows;
+        }
+    }
+    RecordBatchStream::from_batches(batches[0].schema(), cut)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_that_are_passed_on_are_what_duckdb_would_answer() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(
+        &client,
+        "CREATE TABLE input AS SELECT i, (i % 7)::SMALLINT AS \"Kind\", CASE WHEN i % 3 = 0 THEN NULL ELSE 'text number ' || i END AS s, \
+         i % 2 = 0 AS b, [i, NULL] AS l, {'x': i, 'y': s} AS st, (i / 7)::DECIMAL(12, 3) AS d, \
+         to_timestamp(i) AS moment, i::HUGEINT AS h \
+         FROM range(150000) AS r(i)",
+    )
+    .await;
+    let stored = collect(client.query("FROM input").await.unwrap()).await.unwrap();
+    let selects = [
+        "SELECT *, true AS processed FROM input",
+        "FROM input",
+        "SELECT s, i, b FROM input",
+        "SELECT kind AS \"K\", KIND + 1 AS more, s FROM input",
+        // A column of the input wins over an alias, and what only an alias is named is found, too.
+        "SELECT \"Kind\" AS i, i + 1 AS next FROM input",
+        "SELECT i AS x, x + 1 AS next FROM input",
+        "SELECT * EXCLUDE (s, b), upper(s) AS s FROM input",
+        "SELECT * REPLACE (upper(s) AS s) FROM input",
+        "SELECT *, i, * FROM input",
+        "SELECT i, COLUMNS('b|s'), 1 FROM input",
+        "SELECT i, upper(COLUMNS('^s$')), length(COLUMNS('^s$')) FROM input",
+        "SELECT input.i, s || 'x', st.x FROM input",
+        "SELECT n.*, n.i + 1 FROM input AS n",
+        "SELECT * FROM input AS n(one, two)",
+        "SELECT i, s FROM input WHERE i % 5 = 1",
+        "SELECT i, unnest(l) FROM input",
+        "SELECT i, generate_subscripts(l, 1), regexp_split_to_table(s, ' ') FROM input",
+        "SELECT i, (SELECT 42) AS other, l, st, d, moment, h FROM input",
+    ];
+    for sql in selects {
+        act(&client, "add_exchange", json!({"name": "q", "sql": sql, "replace": true})).await.unwrap();
+        let expected = collect(client.query(sql).await.unwrap()).await.unwrap();
+        for sizes in [&[122_880][..], &[70_000, 1, 2049, 1000]] {
+            let answer = client.exchange("q", recut(&stored, sizes)).await.unwrap();
+            let schema = answer.schema();
+            let answer = collect(answer).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+            assert_eq!(schema.fields(), expected[0].schema().fields(), "{sql}");
+            let [answer, expected] = [&answer, &expected].map(|all| concat_batches(&all[0].schema(), all).unwrap());
+            assert!(answer.columns() == expected.columns(), "{sql}: other values");
+        }
+    }
+    // Types that DuckDB does not keep are what it makes of them.
+    let batch = RecordBatch::try_from_iter([
+        ("word", Arc::new(DictionaryArray::<Int32Type>::from_iter(["a", "b", "a"])) as ArrayRef),
+        ("day", Arc::new(Date64Array::from(vec![0, 86_400_000, 0]))),
+    ])
+    .unwrap();
+    let input = RecordBatchStream::from_batches(batch.schema(), vec![batch]);
+    act(&client, "add_exchange", json!({"name": "q", "sql": selects[0], "replace": true})).await.unwrap();
+    let answer = client.exchange("q", input).await.unwrap();
+    let types: Vec<_> = answer.schema().fields().iter().map(|field| field.data_type().clone()).collect();
+    assert_eq!(types[1..], [DataType::Date32, DataType::Boolean]);
+    assert_eq!(rows(&collect(answer).await.unwrap()), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,6 +19,8 @@ pub struct BuiltIns {
     pub(in crate::engine) views: HashSet<String>,
     /// Scalar functions, and macros that come down to them.
     of_one_row: HashSet<String>,
+    /// Those of them whose value may be several rows, or none.
+    many_rows: HashSet<String>,
 }
 
 /// They make rows of their arguments, or tell what every DuckDB knows.
@@ -135,14 +137,19 @@ impl BuiltIns {
             "SELECT function_name, macro_definition FROM duckdb_functions() WHERE function_type = 'macro'",
             Parameters::None,
         )?;
+        let mut many_rows = HashSet::from(["unnest".to_string()]);
         for one in macros {
             let [name, definition] = one.as_slice() else { continue };
             // Behind a word that is called stands a bracket; list_sum names its aggregate in a text.
             let definition = definition.to_lowercase();
-            let mut called = definition.split('(').map(|before| {
+            let called = definition.split('(').map(|before| {
                 before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default()
             });
-            if !called.any(|word| aggregates.contains(word)) {
+            let called: HashSet<&str> = called.collect();
+            if called.contains("unnest") {
+                many_rows.insert(name.to_lowercase());
+            }
+            if !called.iter().any(|word| aggregates.contains(*word)) {
                 of_one_row.insert(name.to_lowercase());
             }
         }
@@ -150,6 +157,7 @@ impl BuiltIns {
         of_one_row.retain(|name| !aggregates.contains(name));
         Ok(Self {
             of_one_row,
+            many_rows,
             functions: names(
                 "SELECT function_name FROM duckdb_functions() WHERE function_type IN ('table', 'table_macro')",
             )?,
@@ -162,6 +170,11 @@ impl BuiltIns {
     /// Whether a function's value comes from one row alone.
     pub(in crate::engine) fn is_of_one_row(&self, name: &str) -> bool {
         self.of_one_row.contains(name)
+    }
+
+    /// Whether a call stands for any number of rows.
+    pub(in crate::engine) fn makes_rows(&self, name: &str) -> bool {
+        self.many_rows.contains(name)
     }
 }
 
