@@ -313,6 +313,7 @@ impl Sources {
         let signature = SignatureBuilder::new().param(FunctionParameter::new::<u64>("stream"));
         TableFunctionBuilder::new(FUNCTION, signature, StreamFunction(self.clone()))
             .with_partitioning()
+            .with_projection_pushdown(true)
             .register(connection)
     }
 
@@ -428,6 +429,8 @@ struct Worker {
     // Declared before the importer: the chunk is dropped first.
     chunk: Option<DataChunk<'static>>,
     importer: ArrowImporter<'static>,
+    /// Those of the stream that the statement reads.
+    columns: Vec<usize>,
     batches: VecDeque<RecordBatch>,
     place: usize,
 }
@@ -493,14 +496,18 @@ impl TableFunctionCallbacks for StreamFunction {
         incoming: &Self::BindData,
         _global: Option<&()>,
         context: &Context,
-        _columns: InitColumnData<'_>,
+        columns: InitColumnData<'_>,
     ) -> duckdb::Result<Option<Worker>> {
-        let importer = import_for(context, &incoming.schema)?;
+        let columns =
+            (0..columns.count()?).map(|at| columns.get_column_index(at)).collect::<duckdb::Result<Vec<_>>>()?;
+        let schema =
+            incoming.schema.project(&columns).map_err(|error| duckdb::Error::invalid_input(error.to_string()))?;
+        let importer = import_for(context, &Arc::new(schema))?;
         // SAFETY: the importer borrows the connection's client context, of which a connection has one throughout
         // (capi_v2_arrow.cpp, CV2ArrowImporter::context). DuckDB drops this state with the running statement, which
         // the connection outlives.
         let importer = unsafe { std::mem::transmute::<ArrowImporter<'_>, ArrowImporter<'static>>(importer) };
-        Ok(Some(Worker { chunk: None, importer, batches: VecDeque::new(), place: 0 }))
+        Ok(Some(Worker { chunk: None, importer, columns, batches: VecDeque::new(), place: 0 }))
     }
 
     fn exec(
@@ -538,7 +545,8 @@ impl TableFunctionCallbacks for StreamFunction {
             if !matches!(incoming.sharing, Sharing::Parallel { .. }) {
                 lock(&incoming.place).begin(&batch);
             }
-            let array = arrow::export(batch).map_err(|error| duckdb::Error::invalid_input(error.to_string()))?;
+            let array = batch.project(&worker.columns).map_err(Error::internal).and_then(arrow::export);
+            let array = array.map_err(|error| duckdb::Error::invalid_input(error.to_string()))?;
             worker.importer.append_consumed(array, true)?;
         }
     }
