@@ -48,9 +48,6 @@ use crate::{
 /// Batches that wait between DuckDB and whoever reads.
 const CHANNEL_BATCHES: usize = 2;
 
-/// Bytes of a row of which a batch may have more.
-const NARROW: usize = 64;
-
 /// What is to be run.
 #[derive(Debug, Clone)]
 pub struct Transformation {
@@ -338,13 +335,7 @@ impl Work<'_> {
         statement: &Statement<'c>,
         parameters: Parameters<'_>,
     ) -> Result<ArrowQueryResult<'c>> {
-        // Twice as many where they are narrow: 24 million rows of 20 bytes then took 2.0 and not 2.2 times what the built-in
-        // exchanger takes (`mallard bench URI --operation exchange,exchange-sql`).
-        let width: Option<usize> =
-            self.source.schema().fields().iter().map(|field| field.data_type().primitive_width()).sum();
-        let narrow = width.is_some_and(|width| width <= NARROW);
-        let batch_rows = self.shared.config.database.batch_rows * if narrow { 2 } else { 1 };
-        let result = statement.arrow_query(connection, parameters, Some(batch_rows));
+        let result = statement.arrow_query(connection, parameters, Some(self.shared.config.database.batch_rows));
         let result = result.map_err(|error| self.shared.cause(&error))?;
         self.cancel.check()?;
         Ok(result)
