@@ -126,3 +126,20 @@ def test_modules_are_tried_out_and_added_by_the_command_line(server, tmp_path):
     assert tried.returncode == 1 and 'the parameter "above" must be a number' in tried.stderr
     added = mallard("add", server.location, "wasm_processed", "--wasm", MODULES / "processed.wasm", "--replace")
     assert json.loads(added.stdout) == {"name": "wasm_processed", "version": 2}, added.stderr
+
+
+def test_what_the_documentation_shows_of_modules_is_what_happens(server, monkeypatch):
+    text = (pathlib.Path(__file__).parents[3] / "docs/exchangers.md").read_text()
+    text = text.replace("grpc://127.0.0.1:8815", server.location)
+    monkeypatch.chdir(MODULES / "docs")
+    (console,) = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    commands = re.findall(r"^\$ (mallard .*)\n((?:(?!\$ ).*\n)*)", console, re.MULTILINE)
+    assert len(commands) == 3
+    for command, shown in commands:
+        script = f'mallard() {{ "{os.environ["MALLARD_BIN"]}" "$@"; }}\n{command}'
+        done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, shown), f"{command}: {done.stderr}"
+    (snippet,) = [one for one in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if ".wasm" in one]
+    exec(snippet, {})
+    listed = [json.loads(one) for one in server.action("list_exchanges")]
+    assert [one["version"] for one in listed if one["name"] == "keep"] == [2, 1]

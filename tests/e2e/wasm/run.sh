@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the SDK's examples in Rust and C, registers them at a running server through pyarrow, and checks the rows.
+# Builds the SDK's examples in Rust and C and that of docs/exchangers.md, registers them at a running server through pyarrow, and checks the rows.
 # Where it is root it installs the compilers that are missing; else it says which.
 set -eu
 
@@ -34,6 +34,11 @@ for example in processed keep tokens; do
         --extern mallard_exchanger="$modules/libmallard_exchanger.rlib" \
         "$sdk/examples/$example.rs" -o "$modules/$example.wasm"
 done
+# The one that docs/exchangers.md shows.
+mkdir -p "$modules/docs"
+sed -n '/^```rust$/,/^```$/{/^```/d;p}' "$root/docs/exchangers.md" > "$modules/docs/keep.rs"
+compile --crate-type cdylib -C panic=abort -C lto=fat -C strip=symbols \
+    --extern mallard_exchanger="$modules/libmallard_exchanger.rlib" "$modules/docs/keep.rs" -o "$modules/docs/keep.wasm"
 clang --target=wasm32 -O2 -Wall -Wextra -Wno-unused-parameter -Werror -nostdlib -mbulk-memory -Wl,--no-entry \
     -o "$modules/hash.wasm" "$root/sdk/c/hash.c"
 
