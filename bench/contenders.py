@@ -14,7 +14,7 @@ from processes import Agent, Failed, Server, free_port
 HERE = Path(__file__).resolve().parent
 PYTHON_PATH = {"PYTHONPATH": str(HERE)}
 EVERYTHING = frozenset(operations.ALL)
-BY_BASELINE = EVERYTHING - {operations.PULL, operations.PROVEN}
+BY_BASELINE = EVERYTHING - {operations.PULL, operations.PROVEN, *operations.REGISTERED}
 BY_QUACK = frozenset({operations.GET, operations.PUT, operations.PULL})
 
 
@@ -63,6 +63,9 @@ class Contender:
 
     def sql(self, index, sql):
         return self.control.ask({"operation": "sql", "servers": [self.locations[index]], "sql": sql})["rows"]
+
+    def register(self, exchanger):
+        self.control.ask({"operation": "register", "servers": self.locations[:1], "exchanger": exchanger})
 
     def version(self):
         return self.sql(0, "SELECT version() AS v")[0]["v"]

@@ -23,5 +23,9 @@ PULL = Operation("TRANSFER pulled", {"operation": "pull"}, 1, ("scan", "insert",
 # Its time has the transfer's own proof in it: hashes of both tables, each by its server.
 PROVEN = Operation("TRANSFER pulled, proven", {"operation": "pull", "verify": True}, 1, ())
 EXCHANGE = Operation("EXCHANGE", {"operation": "exchange", "exchanger": "processed"}, None, ("socket", "socket"))
+# The same by an exchanger that was registered.
+EXCHANGE_SQL = Operation("EXCHANGE, SQL", {"operation": "exchange", "exchanger": "bench_sql"}, None, ())
+EXCHANGE_WASM = Operation("EXCHANGE, WebAssembly", {"operation": "exchange", "exchanger": "bench_wasm"}, None, ())
+REGISTERED = (EXCHANGE_SQL, EXCHANGE_WASM)
 
-ALL = (GET, PUT, RELAY, PULL, PROVEN, EXCHANGE)
+ALL = (GET, PUT, RELAY, PULL, PROVEN, EXCHANGE, *REGISTERED)

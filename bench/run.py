@@ -8,6 +8,7 @@ writes it down. This process only conducts: servers and clients are processes of
 """
 
 import argparse
+import base64
 import os
 import shlex
 import sys
@@ -56,7 +57,7 @@ def main():
 
 def tables_moved(workload, cast, contenders, arguments, results):
     result = {"rows": workload.rows, "samples": {}, "floors": [], "slow_reader": {}}
-    expected = prepare(workload, cast, contenders, result)
+    expected = prepare(workload, cast, contenders, result, arguments)
     by_itself = cast.agents.get("rust") or cast.agents.get("pyarrow")
     result["engine_of_floors"] = "Mallard's engine" if "rust" in cast.agents else "Python's DuckDB"
 
@@ -64,7 +65,7 @@ def tables_moved(workload, cast, contenders, arguments, results):
     for number in range(arguments.rounds + 1):
         for operation in operations.ALL:
             for contender in taking_turns(contenders, number, arguments.quack_rounds):
-                if operation in contender.kind.operations:
+                if operation in contender.kind.operations and (operation != operations.EXCHANGE_WASM or arguments.module):
                     sample = attempt(
                         results,
                         f"{workload.name}, round {number}: {operation.name}, {contender.kind.title}",
@@ -100,7 +101,16 @@ def one_row_queries(contenders, arguments, results):
     return result
 
 
-def prepare(workload, cast, contenders, result):
+def register(contender, module):
+    """The exchangers that do what `processed` does, by SQL and as a module."""
+    sql = "SELECT *, true AS processed FROM input"
+    contender.register({"name": operations.EXCHANGE_SQL.request["exchanger"], "sql": sql})
+    if module:
+        wasm = base64.b64encode(module.read_bytes()).decode()
+        contender.register({"name": operations.EXCHANGE_WASM.request["exchanger"], "wasm": wasm})
+
+
+def prepare(workload, cast, contenders, result, arguments):
     """The table on every first server, and the same rows in every client; answers their number and hash."""
     expected = None
     filled = set()
@@ -108,6 +118,8 @@ def prepare(workload, cast, contenders, result):
         if contender.locations[0] not in filled:
             filled.add(contender.locations[0])
             say(f"{workload.name}: {workload.rows:,} rows on the server of {contender.kind.title}")
+            if operations.EXCHANGE_SQL in contender.kind.operations:
+                register(contender, arguments.module)
             contender.sql(0, f"CREATE TABLE {workload.name} AS {workload.select}")
             (found,) = contender.sql(0, FINGERPRINT.format(workload.name))
             expected = expected or found
@@ -157,6 +169,7 @@ def parse_arguments():
     add("--database", choices=("memory", "file"), default="memory", help="of every server (default: %(default)s)")
     add("--slow-seconds", type=float, default=8, help="of the reader of one batch a second (default: %(default)s)")
     add("--mallard", type=Path, help="the mallard binary (default: the release build)")
+    add("--module", type=Path, help="a module that appends `processed`; without it EXCHANGE, WebAssembly is left out")
     add("--rust-client", help="command of the Rust client (default: `mallard bench --stdin` of that binary)")
     add("--quack-python", type=Path, help="Python of the environment of requirements-quack.txt")
     add("--out", type=Path, default=HERE / "results", help="where the JSON, Markdown and HTML reports go")
@@ -186,6 +199,8 @@ def command(arguments):
         parts.append(f"--workloads {','.join(arguments.workloads)}")
     if arguments.database != "memory":
         parts.append(f"--database {arguments.database}")
+    if arguments.module:
+        parts.append(f"--module {arguments.module.name}")
     return " ".join(parts + [f"--without {key}" for key in arguments.without])
 
 

@@ -73,6 +73,12 @@ class PyarrowClient:
             raise RuntimeError(f"the transfer was not verified as asked: {last}")
         return answer | {"rows": last["rows"]}
 
+    def register(self, request):
+        """Makes an exchanger known to the server: the body of the action add_exchange."""
+        body = json.dumps(request["exchanger"]).encode()
+        list(self._first(request).do_action(flight.Action("add_exchange", body)))
+        return {}
+
     def exchange(self, request):
         """One thread sends while this one reads every row back."""
         sent = 0

@@ -6,8 +6,10 @@ import floors
 import operations
 from contenders import KINDS
 
-# The baseline has no other way to transfer than through the client, which therefore stands against the pulled ones.
+# The baseline has no other way to transfer than through the client, which therefore stands against the pulled ones, and no
+# other exchanger than the one it was written with.
 STANDS_IN = {operation.name: operations.RELAY.name for operation in (operations.PULL, operations.PROVEN)}
+STANDS_IN |= {operation.name: operations.EXCHANGE.name for operation in operations.REGISTERED}
 
 
 def of(results):

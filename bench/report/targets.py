@@ -55,6 +55,16 @@ def rate(summary, key):
     return summary["small"]["8 clients"][key]["per_second"] / summary["small"]["sequential"]["baseline"]["per_second"]
 
 
+def of_built_in(operation, summary, key):
+    by_operation = summary["tables"]["flights"]["operations"]
+    return by_operation[operation][key]["seconds"] / by_operation["EXCHANGE"][key]["seconds"]
+
+
+def against_built_in(operation, asked):
+    what = f"{operation}, Rust client over TCP: times the built-in exchanger's seconds"
+    return Target(what, asked, False, RUST, partial(of_built_in, operation))
+
+
 def against_baseline(what, operation, asked, judged):
     value = partial(speed, "flights", operation, "baseline")
     return Target(f"{what}: times the baseline's speed", asked, True, judged, value)
@@ -78,6 +88,8 @@ TARGETS = [
     against_baseline("TRANSFER relayed, pyarrow client", "TRANSFER relayed", 1.5, PYARROW),
     against_baseline("TRANSFER pulled, against the baseline's relayed", "TRANSFER pulled", 2, PYARROW),
     against_baseline("EXCHANGE, pyarrow client", "EXCHANGE", 1.6, PYARROW),
+    against_built_in("EXCHANGE, SQL", 2),
+    against_built_in("EXCHANGE, WebAssembly", 3),
     Target(
         "EXCHANGE: percent of the input sent before the first answer",
         1,

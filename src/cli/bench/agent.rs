@@ -262,7 +262,10 @@ impl Agent {
         let output = client.exchange(&request.exchanger, input).await?.inspect(move |_| {
             seen.get_or_init(|| sent.load(Ordering::Relaxed));
         });
-        let output = if request.exchanger == PROCESSED { moves::unprocessed(output) } else { output };
+        let output = match output.schema().column_with_name(PROCESSED) {
+            Some(_) => moves::unprocessed(output),
+            None => output,
+        };
         // Counted once, on the way back.
         let output = meter.watch(output);
         let mut done = self.received(request, meter, usage, output).await?;
