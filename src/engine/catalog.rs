@@ -20,6 +20,7 @@ use super::{
     guard, line,
     query::{Ask, status_schema},
     statement::{self, Opening},
+    types::arrow_schema,
 };
 use crate::{
     access::Rights,
@@ -113,8 +114,13 @@ impl Engine {
             Some(line) => {
                 self.call_on_line(rights, &line, move |shared, kept| {
                     kept.apply(shared, &settings)?;
-                    let moved = moved || kept.moved;
-                    work(shared, kept.connection(shared)?, moved)
+                    let (moved, in_transaction) = (moved || kept.moved, kept.in_transaction);
+                    let connection = kept.connection(shared)?;
+                    if in_transaction {
+                        // DuckDB plans in a transaction that an error has aborted, and runs nothing there.
+                        shared.execute(connection, "SELECT 1")?;
+                    }
+                    work(shared, connection, moved)
                 })
                 .await
             }
@@ -277,28 +283,6 @@ fn as_arrow(
         columns.push((name.to_string(), duckdb_type));
     }
     arrow_schema(shared, connection, &columns, plain)
-}
-
-/// Columns of these names and DuckDB types as Arrow, as a result has them.
-pub(super) fn arrow_schema(
-    shared: &Shared,
-    connection: &Connection,
-    columns: &[(String, String)],
-    plain: bool,
-) -> Result<SchemaRef> {
-    if columns.is_empty() {
-        return Ok(Schema::empty().into());
-    }
-    let (mut selected, mut types) = (Vec::new(), Vec::new());
-    for (name, duckdb_type) in columns {
-        selected.push(format!("NULL::{duckdb_type} AS {}", quote(if name.is_empty() { " " } else { name })));
-        types.push(duckdb_type.clone());
-    }
-    let empty = format!("SELECT {} LIMIT 0", selected.join(", "));
-    let result = connection.arrow_query(empty, Parameters::None, None).map_err(|error| shared.cause(&error))?;
-    let mut importer = Importer::new(result.schema().map_err(|error| shared.cause(&error))?, plain)?;
-    importer.annotate(&types);
-    Ok(importer.schema())
 }
 
 /// DuckDB's types of a statement's columns, as text; none where parameters leave one open.

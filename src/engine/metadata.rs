@@ -13,7 +13,7 @@ use arrow_schema::{DataType, Field, FieldRef};
 use arrow_select::{concat::concat_batches, filter::filter_record_batch};
 use duckdb::{Parameters, QueryParameter, connection::Connection};
 
-use super::{Ask, Engine, Shared, arrow::Importer, catalog::arrow_schema, line};
+use super::{Ask, Engine, Shared, arrow::Importer, line, types::arrow_schema};
 use crate::{
     access::Rights,
     error::{Error, Result},

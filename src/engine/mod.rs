@@ -30,6 +30,7 @@ mod source;
 mod statement;
 mod storage;
 mod transform;
+mod types;
 mod verify;
 mod wal;
 
@@ -91,6 +92,7 @@ struct Shared {
     last_wal_size: AtomicU64,
     /// Set at open, before a client's statement runs.
     built_ins: OnceLock<Arc<guard::BuiltIns>>,
+    types: types::KnownTypes,
     /// Asked for once.
     database_name: OnceLock<String>,
     /// Held while a backup is made.

@@ -83,6 +83,7 @@ impl Engine {
             lines: Default::default(),
             last_wal_size: Default::default(),
             built_ins: Default::default(),
+            types: Default::default(),
             database_name: Default::default(),
             backing_up: Mutex::default(),
             broken: watch::Sender::new(false),
