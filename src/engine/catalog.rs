@@ -114,13 +114,13 @@ impl Engine {
             Some(line) => {
                 self.call_on_line(rights, &line, move |shared, kept| {
                     kept.apply(shared, &settings)?;
-                    let (moved, in_transaction) = (moved || kept.moved, kept.in_transaction);
-                    let connection = kept.connection(shared)?;
-                    if in_transaction {
-                        // DuckDB plans in a transaction that an error has aborted, and runs nothing there.
-                        shared.execute(connection, "SELECT 1")?;
+                    let moved = moved || kept.moved;
+                    let plan = work(shared, kept.connection(shared)?, moved)?;
+                    if kept.in_transaction && plan.rows.is_some() {
+                        // DuckDB plans in an aborted one all the same.
+                        kept.is_sound(shared)?;
                     }
-                    work(shared, connection, moved)
+                    Ok(plan)
                 })
                 .await
             }

@@ -242,6 +242,11 @@ impl Kept {
         self.connection.as_ref().ok_or_else(|| Error::internal("a line has no connection"))
     }
 
+    /// Fails where an error has aborted the transaction: DuckDB runs nothing there any more.
+    pub(super) fn is_sound(&mut self, shared: &Shared) -> Result<()> {
+        shared.execute(self.connection(shared)?, "SELECT 1").map(drop)
+    }
+
     /// Makes the settings those of the connection.
     pub(super) fn apply(&mut self, shared: &Shared, settings: &Settings) -> Result<()> {
         self.connection(shared)?;
@@ -309,12 +314,12 @@ impl Engine {
                 return Err(Error::State("no transaction is open".into()));
             }
             kept.in_transaction = false;
-            let connection = kept.connection(shared)?;
             if !commit {
-                return shared.execute(connection, "ROLLBACK").map(drop);
+                return shared.execute(kept.connection(shared)?, "ROLLBACK").map(drop);
             }
-            // DuckDB commits nothing of a transaction that an error has aborted, and says that all is well.
-            let aborted = shared.execute(connection, "SELECT 1").err();
+            // DuckDB commits nothing of an aborted one, and says that all is well.
+            let aborted = kept.is_sound(shared).err();
+            let connection = kept.connection(shared)?;
             let committed = shared.execute(connection, if aborted.is_some() { "ROLLBACK" } else { "COMMIT" });
             if let Some(aborted) = aborted {
                 return Err(Error::State(format!(

@@ -11,8 +11,9 @@ use duckdb::{Parameters, connection::Connection};
 use super::{Shared, arrow::Importer, catalog::quote, pool::lock};
 use crate::error::Result;
 
-/// Types without parameters, as DuckDB writes them. Nobody can create one of the same name.
-const BUILT_IN: [&str; 26] = [
+/// Types without parameters, as DuckDB writes them. Nobody can create one of the same name. TIMESTAMP WITH TIME ZONE is
+/// missing: its Arrow type has the zone of the connection.
+const BUILT_IN: [&str; 25] = [
     "BIGINT",
     "BIT",
     "BLOB",
@@ -27,7 +28,6 @@ const BUILT_IN: [&str; 26] = [
     "TIME",
     "TIME WITH TIME ZONE",
     "TIMESTAMP",
-    "TIMESTAMP WITH TIME ZONE",
     "TIMESTAMP_MS",
     "TIMESTAMP_NS",
     "TIMESTAMP_S",
@@ -68,11 +68,11 @@ pub(super) fn arrow_schema(
     columns: &[(String, String)],
     plain: bool,
 ) -> Result<SchemaRef> {
-    if !columns.iter().all(|(_, duckdb_type)| is_built_in(duckdb_type)) {
-        return ask(shared, connection, columns, plain);
-    }
     if let Some(fields) = shared.types.fields(columns, plain) {
         return Ok(Schema::new(fields).into());
+    }
+    if !columns.iter().all(|(_, duckdb_type)| is_built_in(duckdb_type)) {
+        return ask(shared, connection, columns, plain);
     }
     // On a connection where names mean what they always do.
     let schema = ask(shared, &shared.connect()?, columns, plain)?;
