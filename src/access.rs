@@ -18,6 +18,55 @@ pub fn is_own_schema(name: &str) -> bool {
     name.eq_ignore_ascii_case(OWN_SCHEMA)
 }
 
+/// Who has vouched for a name: the same name of another issuer is another principal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Issuer {
+    /// The users of the configuration and of the users file.
+    Users,
+    /// A client certificate whose name `auth.certificates` maps to no user, so that it stands for itself.
+    Certificate,
+    /// The issuer of a JWT, by its claim `iss`.
+    Jwt(Arc<str>),
+    /// Nobody: authentication is off.
+    Anonymous,
+    /// The server itself.
+    Server,
+}
+
+impl Issuer {
+    /// What the fixed ones are called; a JWT's issuer may have none of these names.
+    pub const RESERVED: [&'static str; 4] = ["users", "certificate", "anonymous", "server"];
+}
+
+impl std::fmt::Display for Issuer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Users => "users",
+            Self::Certificate => "certificate",
+            Self::Jwt(issuer) => issuer,
+            Self::Anonymous => "anonymous",
+            Self::Server => "server",
+        })
+    }
+}
+
+/// Who somebody is: quotas, sessions, tickets, exchangers and `kill` belong to one principal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Principal {
+    pub issuer: Issuer,
+    pub name: String,
+}
+
+impl std::fmt::Display for Principal {
+    /// The name alone of a user of the configuration, `issuer#name` of all others.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.issuer {
+            Issuer::Users => f.write_str(&self.name),
+            _ => write!(f, "{}#{}", self.issuer, self.name),
+        }
+    }
+}
+
 /// What kinds of statements and calls are allowed, each role all of the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Role {
@@ -142,6 +191,8 @@ pub struct Origin {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rights {
     pub user: String,
+    /// Who has vouched for the user's name.
+    pub issuer: Issuer,
     pub role: Role,
     /// The role's name in the configuration, for people.
     pub role_name: String,
@@ -159,10 +210,20 @@ impl Rights {
         Arc::new(Self { origin: Some(origin), ..self.clone() })
     }
 
+    /// The same rights, of a name that this issuer has vouched for.
+    pub fn vouched_by(self: Arc<Self>, issuer: Issuer) -> Arc<Self> {
+        Arc::new(Self { issuer, ..Arc::unwrap_or_clone(self) })
+    }
+
+    pub fn principal(&self) -> Principal {
+        Principal { issuer: self.issuer.clone(), name: self.user.clone() }
+    }
+
     /// Everything, for what the server itself does.
     pub fn all(user: &str) -> Arc<Self> {
         Arc::new(Self {
             user: user.into(),
+            issuer: Issuer::Server,
             role: Role::Admin,
             role_name: Role::Admin.word().into(),
             read: Patterns::all(),
@@ -259,6 +320,7 @@ impl Roles {
         let patterns = |given: &Option<Vec<String>>| given.as_ref().map_or_else(Patterns::all, Patterns::new);
         Ok(Arc::new(Rights {
             user: user.into(),
+            issuer: Issuer::Users,
             role: base,
             role_name: name.into(),
             read: patterns(&settings.read).and(Patterns::new(read)),

@@ -20,7 +20,7 @@ use figment::{
 };
 
 use crate::{
-    access::{Allowance, Role},
+    access::{Allowance, Issuer, Role},
     clock::Clock,
     location::Location,
 };
@@ -1184,6 +1184,9 @@ fn check_jwt(config: &Config, source: &dyn Fn(&str) -> String, mistakes: &mut Ve
     }
     if !config.auth.enabled {
         mistake("jwt.issuer", "is given, but everyone may call while auth.enabled is false");
+    }
+    if jwt.issuer.as_deref().is_some_and(|issuer| Issuer::RESERVED.contains(&issuer)) {
+        mistake("jwt.issuer", "is a word that stands for users of the server's own; use the issuer's URL");
     }
     if jwt.audience.is_none() {
         mistake("jwt.issuer", "needs jwt.audience: else tokens for other services would be good here");

@@ -8,6 +8,7 @@
 //! | 0 | [`error`] | errors by cause, and the one table from cause to gRPC code |
 //! | 0 | [`location`] | `grpc://`, `grpc+tcp://`, `grpc+tls://`, `grpc+unix://` |
 //! | 0 | [`access`] | roles, grants on tables, and what one caller may do |
+//! | 0 | [`printable`] | text from outside as a terminal and a log may show it |
 //! | 0 | [`clock`] | the wall clock, for what expires |
 //! | 0 | [`config`] | keys, defaults, sources, validation |
 //! | 1 | [`stream`] | a schema and fallible record batches: the seam between all parts |
@@ -32,6 +33,8 @@ pub mod location;
 pub mod access;
 
 pub mod clock;
+
+pub mod printable;
 
 pub mod config;
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    access::Rights,
+    access::{Principal, Rights},
     auth::{Connection, Identity},
     config,
     engine::{Ask, Bound, Engine, Line, Settings},
@@ -76,7 +76,7 @@ struct Present {
 }
 
 struct Session {
-    user: String,
+    principal: Principal,
     used: Instant,
     settings: Settings,
     /// Where what its statements leave behind is; none as long as they leave nothing.
@@ -88,7 +88,7 @@ struct Session {
 }
 
 struct Transaction {
-    user: String,
+    principal: Principal,
     /// The session, or itself.
     owner: String,
     line: Line,
@@ -98,7 +98,7 @@ struct Transaction {
 /// A statement that is kept.
 #[derive(Clone)]
 pub struct Prepared {
-    user: String,
+    principal: Principal,
     /// The session, or itself.
     owner: String,
     used: Instant,
@@ -111,12 +111,19 @@ pub struct Prepared {
 }
 
 /// One session, as admins see it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Listed {
-    pub user: String,
+    pub principal: Principal,
     pub idle_seconds: f64,
     pub transactions: usize,
     pub prepared_statements: usize,
+}
+
+impl Listed {
+    /// Nothing is kept.
+    pub fn of(principal: Principal) -> Self {
+        Self { principal, idle_seconds: 0.0, transactions: 0, prepared_statements: 0 }
+    }
 }
 
 impl Sessions {
@@ -158,7 +165,7 @@ impl Sessions {
         let mut ask = self.place(identity, None)?;
         if let Some(id) = session_id(identity).filter(|_| ask.line.is_none()) {
             let state = self.lock();
-            let own = |open: &&Transaction| open.user == identity.user && open.owner == id;
+            let own = |open: &&Transaction| open.principal == identity.principal() && open.owner == id;
             let latest = state.transactions.values().filter(own).max_by_key(|open| open.begun);
             ask.line = latest.map(|open| open.line.clone());
         }
@@ -190,8 +197,8 @@ impl Sessions {
         let handle = Handle::new();
         let line = {
             let mut state = self.lock();
-            let (user, limits) = (&identity.user, &self.0.limits);
-            let own = state.transactions.values().filter(|open| open.user == *user).count();
+            let (principal, limits) = (identity.principal(), &self.0.limits);
+            let own = state.transactions.values().filter(|open| open.principal == principal).count();
             bounded(
                 own,
                 limits.transactions_per_user,
@@ -207,9 +214,9 @@ impl Sessions {
                 Some(line)
             });
             let line = home.unwrap_or_else(|| self.0.engine.line());
-            let (user, owner, begun) = (user.clone(), owner(identity, handle), Instant::now());
+            let (owner, begun) = (owner(identity, handle), Instant::now());
             state.note(identity, &owner);
-            state.transactions.insert(handle, Transaction { user, owner, line: line.clone(), begun });
+            state.transactions.insert(handle, Transaction { principal, owner, line: line.clone(), begun });
             line
         };
         self.gauge();
@@ -272,8 +279,8 @@ impl Sessions {
 
     pub fn prepare(&self, identity: &Identity, sql: &str, transaction: Option<Handle>) -> Result<Handle> {
         let mut state = self.lock();
-        let (user, limits) = (&identity.user, &self.0.limits);
-        let own = state.prepared.values().filter(|kept| kept.user == *user).count();
+        let (principal, limits) = (identity.principal(), &self.0.limits);
+        let own = state.prepared.values().filter(|kept| kept.principal == principal).count();
         let (most, most_of_user) = (limits.prepared_statements, limits.prepared_statements_per_user);
         bounded(
             own,
@@ -284,7 +291,7 @@ impl Sessions {
         bounded(state.prepared.len(), most, "session.prepared_statements", "prepared statements are kept")?;
         let handle = Handle::new();
         let prepared = Prepared {
-            user: user.clone(),
+            principal,
             owner: owner(identity, handle),
             used: Instant::now(),
             sql: sql.to_string(),
@@ -361,50 +368,55 @@ impl Sessions {
         let Some(id) = session_id(identity) else { return false };
         let closed = Error::State("the session was closed".into());
         let mut state = self.lock();
-        let ours = |owner: &str, user: &str| *owner == id && *user == identity.user;
-        let known = state.sessions.get(&id).is_some_and(|session| session.user == identity.user);
+        let principal = identity.principal();
+        let ours = |owner: &str, of: &Principal| *owner == id && *of == principal;
+        let known = state.sessions.get(&id).is_some_and(|session| session.principal == identity.principal());
         let session = if known { state.sessions.remove(&id) } else { None };
         let mut lines: Vec<Line> = session.into_iter().filter_map(|session| session.home).collect();
         state.transactions.retain(|_, open| {
-            let gone = ours(&open.owner, &open.user);
+            let gone = ours(&open.owner, &open.principal);
             lines.extend(gone.then(|| open.line.clone()));
             !gone
         });
-        state.prepared.retain(|_, kept| !ours(&kept.owner, &kept.user));
+        state.prepared.retain(|_, kept| !ours(&kept.owner, &kept.principal));
         drop(state);
         lines.iter().for_each(|line| line.close(closed.clone()));
         self.gauge();
         known || !lines.is_empty()
     }
 
-    /// Frees all that a user keeps.
-    pub fn close_of_user(&self, user: &str, by: &str) {
+    /// Frees all that a principal keeps.
+    pub fn close_of(&self, principal: &Principal, by: &str) {
         let mut state = self.lock();
         let mut lines = Vec::new();
         state.sessions.retain(|_, session| {
-            let gone = session.user == user;
+            let gone = session.principal == *principal;
             lines.extend(session.home.take_if(|_| gone));
             !gone
         });
         state.transactions.retain(|_, open| {
-            let gone = open.user == user;
+            let gone = open.principal == *principal;
             lines.extend(gone.then(|| open.line.clone()));
             !gone
         });
-        state.prepared.retain(|_, kept| kept.user != user);
+        state.prepared.retain(|_, kept| kept.principal != *principal);
         drop(state);
         lines.iter().for_each(|line| line.close(Error::Killed(by.to_string())));
         self.gauge();
     }
 
-    /// What users keep, by user.
+    /// What principals keep, by principal.
     pub fn list(&self) -> Vec<Listed> {
         let state = self.lock();
-        let mut users: HashMap<&str, Listed> = HashMap::new();
-        fn of<'a, 'm>(users: &'m mut HashMap<&'a str, Listed>, user: &'a str, idle: Duration) -> &'m mut Listed {
+        let mut users: HashMap<&Principal, Listed> = HashMap::new();
+        fn of<'a, 'm>(
+            users: &'m mut HashMap<&'a Principal, Listed>,
+            principal: &'a Principal,
+            idle: Duration,
+        ) -> &'m mut Listed {
             let idle = idle.as_secs_f64();
-            let listed = users.entry(user).or_insert_with(|| Listed {
-                user: user.to_string(),
+            let listed = users.entry(principal).or_insert_with(|| Listed {
+                principal: principal.clone(),
                 idle_seconds: idle,
                 transactions: 0,
                 prepared_statements: 0,
@@ -414,11 +426,14 @@ impl Sessions {
         }
         state.sessions.values().for_each(|session| {
             let open = session.lent.is_none() && session.home.as_ref().is_some_and(Line::in_transaction);
-            of(&mut users, &session.user, session.used.elapsed()).transactions += usize::from(open);
+            of(&mut users, &session.principal, session.used.elapsed()).transactions += usize::from(open);
         });
-        state.transactions.values().for_each(|open| of(&mut users, &open.user, open.line.idle()).transactions += 1);
+        state
+            .transactions
+            .values()
+            .for_each(|open| of(&mut users, &open.principal, open.line.idle()).transactions += 1);
         state.prepared.values().for_each(|kept| {
-            of(&mut users, &kept.user, kept.used.elapsed()).prepared_statements += 1;
+            of(&mut users, &kept.principal, kept.used.elapsed()).prepared_statements += 1;
         });
         users.into_values().collect()
     }
@@ -440,12 +455,12 @@ impl Sessions {
     }
 
     fn create(&self, state: &mut State, identity: &Identity, id: &str) -> Result<()> {
-        let (user, limits) = (&identity.user, &self.0.limits);
-        let own = state.sessions.values().filter(|session| session.user == *user).count();
+        let (principal, limits) = (identity.principal(), &self.0.limits);
+        let own = state.sessions.values().filter(|session| session.principal == principal).count();
         bounded(own, limits.sessions_per_user, "session.sessions_per_user", "sessions of this user are kept")?;
         bounded(state.sessions.len(), limits.sessions, "session.sessions", "sessions are kept")?;
         let session = Session {
-            user: user.clone(),
+            principal,
             used: Instant::now(),
             settings: Settings::default(),
             home: None,
@@ -542,13 +557,13 @@ impl State {
     /// The caller's session, which it uses here.
     fn own(&mut self, identity: &Identity) -> Option<&mut Session> {
         let id = session_id(identity)?;
-        self.sessions.get(&id).filter(|session| session.user == identity.user)?;
+        self.sessions.get(&id).filter(|session| session.principal == identity.principal())?;
         self.note(identity, &id);
         self.sessions.get_mut(&id)
     }
 
     fn transaction(&mut self, identity: &Identity, handle: Handle) -> Result<&Transaction> {
-        let open = self.transactions.get(&handle).filter(|open| open.user == identity.user);
+        let open = self.transactions.get(&handle).filter(|open| open.principal == identity.principal());
         let owner = open.map(|open| open.owner.clone()).ok_or_else(|| {
             Error::NotFound(
                 "no such transaction: it has ended, was rolled back when its client had gone or had left it idle for \
@@ -562,12 +577,13 @@ impl State {
 
     fn prepared_mut(&mut self, identity: &Identity, handle: &[u8]) -> Result<&mut Prepared> {
         let handle = Handle::from_bytes(handle);
-        let known = handle.and_then(|handle| self.prepared.get(&handle)).filter(|kept| kept.user == identity.user);
+        let known =
+            handle.and_then(|handle| self.prepared.get(&handle)).filter(|kept| kept.principal == identity.principal());
         if let Some(owner) = known.map(|kept| kept.owner.clone()) {
             self.note(identity, &owner);
         }
         let known = handle.and_then(|handle| self.prepared.get_mut(&handle));
-        known.filter(|kept| kept.user == identity.user).ok_or_else(|| {
+        known.filter(|kept| kept.principal == identity.principal()).ok_or_else(|| {
             Error::NotFound(
                 "no such prepared statement: it was closed, its client had gone, it was idle for session.idle_timeout, \
                  or never was"

@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::{Authenticator, Identity};
-use crate::error::{Error, Result};
+use crate::{
+    access::Issuer,
+    error::{Error, Result},
+};
 
 /// The name in the certificate that a connection was opened with; in the extensions of its requests.
 #[derive(Debug, Clone)]
@@ -34,7 +37,8 @@ impl Authenticator {
     /// for every call, so that one who is removed is out at once. `address` is where the connection comes from.
     pub(super) fn certified(&self, certificate: &ClientCertificate, address: Option<IpAddr>) -> Result<Identity> {
         let name = certificate.0.name.as_deref();
-        let user = name.map(|name| self.0.certificates.get(name).map_or(name, String::as_str));
+        let mapped = name.and_then(|name| self.0.certificates.get(name));
+        let user = mapped.map(String::as_str).or(name);
         let known = user.and_then(|user| self.0.users.get(user));
         let shown = name.unwrap_or("(none)");
         if !certificate.0.counted.swap(true, Ordering::Relaxed) {
@@ -44,7 +48,9 @@ impl Authenticator {
                 tracing::warn!(certificate = shown, method = "mtls", "login refused");
             }
         }
-        known.map(|known| self.is_used(known.rights.clone().into())).ok_or_else(|| {
+        // A name that nobody has mapped is the certificate's, whoever else has one of the same spelling.
+        let issuer = if mapped.is_some() { Issuer::Users } else { Issuer::Certificate };
+        known.map(|known| self.is_used(known.rights.clone().vouched_by(issuer).into())).ok_or_else(|| {
             Error::Unauthenticated(format!(
                 "the client certificate's name \"{shown}\" is no user here; map it with auth.certificates, or log in"
             ))

@@ -4,7 +4,7 @@
 //! one with a shared secret, and never none), our issuer, our audience, not expired, and not from the future. Then a claim
 //! is the user, and another says which role of ours they have.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, Validation};
@@ -15,6 +15,7 @@ use crate::{
     clock::Clock,
     config,
     error::{Error, Result},
+    printable,
     telemetry::Metrics,
 };
 
@@ -36,6 +37,7 @@ pub(super) struct Issuer {
 /// What a token says.
 #[derive(Debug)]
 pub(super) struct Claimed {
+    pub(super) issuer: Arc<str>,
     pub(super) user: String,
     /// Names of roles of ours; any of them may be used.
     pub(super) roles: Vec<String>,
@@ -99,7 +101,7 @@ impl Issuer {
                 ),
             });
         }
-        Ok(Claimed { user, roles })
+        Ok(Claimed { issuer: self.name.as_str().into(), user, roles })
     }
 
     fn accept(&self, claims: &Map<String, Value>) -> Result<(), &'static str> {
@@ -132,7 +134,7 @@ impl Issuer {
     fn user(&self, claims: &Map<String, Value>) -> Result<String, &'static str> {
         let user = claim(claims, &self.user_claim).and_then(Value::as_str);
         let user = user.filter(|user| !user.is_empty()).ok_or("it names no user")?;
-        if user.len() > MAX_USER || user.chars().any(char::is_control) {
+        if user.len() > MAX_USER || !printable::is_printable(user) {
             return Err("its user is no name");
         }
         Ok(user.to_string())

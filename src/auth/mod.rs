@@ -33,7 +33,7 @@ pub use password::hash_password;
 pub use token::{Place, Session, TicketClaims};
 
 use crate::{
-    access::{Rights, Roles},
+    access::{Issuer, Principal, Rights, Roles},
     clock::Clock,
     config::{Config, Secret},
     error::{Error, Result},
@@ -41,7 +41,7 @@ use crate::{
 };
 use closed::Closed;
 use failures::Failures;
-use jwt::{Claimed, Issuer};
+use jwt::Claimed;
 use password::Workspaces;
 use token::Tokens;
 use turns::Turns;
@@ -67,6 +67,10 @@ impl From<Arc<Rights>> for Identity {
 }
 
 impl Identity {
+    pub fn principal(&self) -> Principal {
+        self.rights.principal()
+    }
+
     fn within(rights: Arc<Rights>, session: Session) -> Self {
         Self { session: Some(session), ..rights.into() }
     }
@@ -99,14 +103,14 @@ struct Inner {
     decoy: Secret,
     tokens: Tokens,
     closed: Closed,
-    issuer: Option<Issuer>,
+    issuer: Option<jwt::Issuer>,
     clock: Clock,
     turns: Turns,
     workspaces: Workspaces,
     failures: Failures,
     max_logins: usize,
-    /// When each user's login was last used.
-    used: Mutex<HashMap<String, Instant>>,
+    /// When each principal's login was last used.
+    used: Mutex<HashMap<Principal, Instant>>,
     session: Duration,
     metrics: Metrics,
 }
@@ -119,13 +123,13 @@ impl Authenticator {
         Ok(Self(Arc::new(Inner {
             enabled: auth.enabled,
             users: Users::new(auth, roles.clone())?,
-            anonymous: roles.rights(ANONYMOUS, Some(&auth.anonymous_role), &[], &[])?,
+            anonymous: roles.rights(ANONYMOUS, Some(&auth.anonymous_role), &[], &[])?.vouched_by(Issuer::Anonymous),
             roles,
             certificates: auth.certificates.clone(),
             decoy: Secret::new(hash_password("a password that nobody has")?),
             tokens: Tokens::new(auth)?,
             closed: Closed::new(auth.closed_sessions),
-            issuer: Issuer::new(&config.jwt, clock.clone(), metrics.clone())?,
+            issuer: jwt::Issuer::new(&config.jwt, clock.clone(), metrics.clone())?,
             clock,
             turns: Turns::new(auth.max_logins),
             workspaces: Workspaces::default(),
@@ -148,7 +152,7 @@ impl Authenticator {
 
     /// Reads the files of the signing key and of the issuer's keys again.
     pub fn reload_keys(&self) -> Result<()> {
-        let issuer = self.0.issuer.as_ref().map_or(Ok(()), Issuer::reload);
+        let issuer = self.0.issuer.as_ref().map_or(Ok(()), jwt::Issuer::reload);
         // Neither keeps the other from being read.
         self.0.tokens.reload().and(issuer)
     }
@@ -160,11 +164,11 @@ impl Authenticator {
         used.len()
     }
 
-    /// The same, by name, with how long ago each called.
-    pub fn used(&self) -> Vec<(String, Duration)> {
+    /// The same, by principal, with how long ago each called.
+    pub fn used(&self) -> Vec<(Principal, Duration)> {
         self.sessions();
         let used = self.0.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut used: Vec<_> = used.iter().map(|(user, at)| (user.clone(), at.elapsed())).collect();
+        let mut used: Vec<_> = used.iter().map(|(principal, at)| (principal.clone(), at.elapsed())).collect();
         used.sort();
         used
     }
@@ -181,7 +185,7 @@ impl Authenticator {
 
     fn is_used(&self, identity: Identity) -> Identity {
         let mut used = self.0.used.lock().unwrap_or_else(PoisonError::into_inner);
-        match used.get_mut(&identity.user) {
+        match used.get_mut(&identity.principal()) {
             Some(at) => *at = Instant::now(),
             None => {
                 // An issuer outside may know any number of users.
@@ -189,7 +193,7 @@ impl Authenticator {
                     used.retain(|_, at| at.elapsed() < self.0.session);
                 }
                 if used.len() < USERS_SEEN {
-                    used.insert(identity.user.clone(), Instant::now());
+                    used.insert(identity.principal(), Instant::now());
                 }
             }
         }
@@ -309,14 +313,15 @@ impl Authenticator {
 
     /// Of the roles that a token's claims lead to, the one that may do most.
     fn claimed(&self, claimed: &Claimed) -> Result<Arc<Rights>> {
-        let Claimed { user, roles } = claimed;
+        let Claimed { issuer, user, roles } = claimed;
         let mut rights = Vec::new();
         for role in roles {
             rights.push(self.0.roles.rights(user, Some(role), &[], &[])?);
         }
         // The first of several that may do as much.
         let most = rights.into_iter().rev().max_by_key(|rights| rights.role);
-        most.ok_or_else(|| Error::Denied { rule: "role", what: format!("user \"{user}\" has no role here") })
+        most.map(|rights| rights.vouched_by(Issuer::Jwt(issuer.clone())))
+            .ok_or_else(|| Error::Denied { rule: "role", what: format!("user \"{user}\" has no role here") })
     }
 
     /// Ends the caller's session: none of its tokens is good any more. Whether it could be closed: where there was no

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Identity;
 use crate::{
+    access::Issuer,
     clock::Clock,
     config::{self, Secret},
     error::{Error, Result},
@@ -98,6 +99,9 @@ pub struct TicketClaims {
     /// What whoever answers it has noted beside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// Who has vouched for `sub`; none where that is the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    iss: Option<String>,
     /// Where the result has several endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
@@ -241,7 +245,8 @@ impl Tokens {
         count: usize,
     ) -> Result<(Vec<Vec<u8>>, Duration)> {
         let (sub, sql, exp, id) = (identity.user.clone(), sql.to_string(), self.expiry(), random_hex());
-        let mut claims = TicketClaims { aud: TICKET.into(), sub, exp, id, sql, note, place: None };
+        let iss = issuer(identity);
+        let mut claims = TicketClaims { aud: TICKET.into(), sub, exp, id, sql, note, iss, place: None };
         let key = self.current();
         let tickets = (0..count).map(|index| {
             claims.place = (count > 1).then(|| Place { index, of: count, process: self.process.clone() });
@@ -259,7 +264,7 @@ impl Tokens {
                 _ => "the ticket is not one of this server's",
             })
         })?;
-        if claims.sub != identity.user {
+        if claims.sub != identity.user || claims.iss != issuer(identity) {
             let what = "the ticket was handed out to another user".into();
             return Err(Error::Denied { rule: "ticket", what });
         }
@@ -304,6 +309,11 @@ impl Tokens {
         }
         Err(mistake)
     }
+}
+
+/// Who has vouched for the caller's name, as tickets say it.
+fn issuer(identity: &Identity) -> Option<String> {
+    Some(&identity.rights.issuer).filter(|issuer| **issuer != Issuer::Users).map(Issuer::to_string)
 }
 
 /// Rounded up: nothing lives shorter than configured.

@@ -39,6 +39,7 @@ use tracing::Instrument;
 use crate::{
     config::Traces,
     error::{Error, Result},
+    printable::escaped_lines,
     telemetry::Telemetry,
 };
 
@@ -221,7 +222,8 @@ fn finish(outcome: Result<ExitCode>) -> ExitCode {
         Ok(code) => return code,
         Err(error) => error,
     };
-    eprintln!("error: {error}");
+    // A server's words may hold anything.
+    eprintln!("error: {}", escaped_lines(&error.to_string()));
     if let Some(next) = what_next(&error) {
         eprintln!("  {next}");
     }

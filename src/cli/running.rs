@@ -9,6 +9,7 @@ use super::connect::LoginArguments;
 use crate::{
     error::{Error, Result},
     location::Location,
+    printable::escaped,
 };
 
 /// Of `queries`, of `sessions` and of `exchangers`.
@@ -33,26 +34,36 @@ pub(super) struct KillArguments {
     /// All statements of this user
     #[arg(long, value_name = "NAME")]
     of_user: Option<String>,
+    /// Who vouches for that name, where several principals have it: users, certificate, anonymous, or a JWT's issuer
+    #[arg(long, requires = "of_user", value_name = "ISSUER")]
+    issuer: Option<String>,
     #[command(flatten)]
     login: LoginArguments,
 }
 
 pub(super) async fn queries(arguments: ListArguments) -> Result<()> {
     let listed = ask(&arguments.login, &arguments.uri, "queries", &Value::Null).await?;
-    show(&listed, &["id", "user", "class", "seconds", "rows", "queued", "text"], arguments.json);
+    show(&listed, &["id", "user", "issuer", "class", "seconds", "rows", "queued", "text"], arguments.json);
     Ok(())
 }
 
 pub(super) async fn sessions(arguments: ListArguments) -> Result<()> {
     let listed = ask(&arguments.login, &arguments.uri, "sessions", &Value::Null).await?;
-    show(&listed, &["user", "idle_seconds", "queries", "transactions", "prepared_statements"], arguments.json);
+    show(
+        &listed,
+        &["user", "issuer", "idle_seconds", "queries", "transactions", "prepared_statements"],
+        arguments.json,
+    );
     Ok(())
 }
 
 pub(super) async fn kill(arguments: KillArguments) -> Result<()> {
     let body = match (arguments.query, arguments.of_user) {
         (Some(id), _) => json!({"query": id}),
-        (None, user) => json!({"user": user}),
+        (None, user) => match arguments.issuer {
+            Some(issuer) => json!({"user": user, "issuer": issuer}),
+            None => json!({"user": user}),
+        },
     };
     let ended = ask(&arguments.login, &arguments.uri, "kill", &body).await?;
     let ended = ended.first().map_or(0, |answer| answer["ended"].as_u64().unwrap_or(0));
@@ -76,7 +87,7 @@ pub(super) fn show(listed: &[Value], columns: &[&str], json: bool) {
     table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(columns);
     for one in listed {
         table.add_row(columns.iter().map(|column| match &one[*column] {
-            Value::String(text) => text.clone(),
+            Value::String(text) => escaped(text).into_owned(),
             Value::Null => String::new(),
             Value::Number(number) if number.is_f64() => format!("{:.1}", number.as_f64().unwrap_or_default()),
             other => other.to_string(),

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    access::Rights,
+    access::{Principal, Rights},
     config::{Limits, Span},
     error::{Error, Result},
     telemetry::Metrics,
@@ -37,7 +37,7 @@ pub(super) struct Pool {
     /// One more, for small questions of the server's own.
     aside: Arc<Semaphore>,
     waiting: AtomicUsize,
-    users: Mutex<HashMap<String, Weak<Share>>>,
+    users: Mutex<HashMap<Principal, Weak<Share>>>,
     limits: Limits,
     idle: Arc<Mutex<Vec<mpsc::Sender<Job>>>>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
@@ -105,14 +105,14 @@ impl Pool {
 
     fn share(&self, rights: &Rights) -> Arc<Share> {
         let mut users = lock(&self.users);
-        if let Some(share) = users.get(&rights.user).and_then(Weak::upgrade) {
+        if let Some(share) = users.get(&rights.principal()).and_then(Weak::upgrade) {
             return share;
         }
         users.retain(|_, share| share.strong_count() > 0);
         let most = [rights.allowance.queries.unwrap_or(0), self.limits.queries_per_user];
         let most = most.into_iter().find(|most| *most > 0).unwrap_or(usize::MAX).min(self.limits.queries);
         let share = Arc::new(Share { slots: Arc::new(Semaphore::new(most)), waiting: AtomicUsize::new(0) });
-        users.insert(rights.user.clone(), Arc::downgrade(&share));
+        users.insert(rights.principal(), Arc::downgrade(&share));
         share
     }
 

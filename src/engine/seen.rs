@@ -19,7 +19,7 @@ use super::{
     statement,
 };
 use crate::{
-    access::{Rights, Role},
+    access::{Principal, Rights, Role},
     config::StatementText,
     error::{Error, Result},
     stream::batch_bytes,
@@ -59,6 +59,8 @@ pub struct RunningStatement {
     /// Of this server since its start.
     pub id: u64,
     pub user: String,
+    /// Who has vouched for the user's name.
+    pub issuer: String,
     pub class: &'static str,
     pub text: String,
     #[serde(rename = "seconds", serialize_with = "seconds")]
@@ -67,6 +69,12 @@ pub struct RunningStatement {
     pub queued: bool,
     /// Rows that it has answered so far.
     pub rows: u64,
+}
+
+impl RunningStatement {
+    pub fn is_of(&self, principal: &Principal) -> bool {
+        self.user == principal.name && self.issuer == principal.issuer.to_string()
+    }
 }
 
 fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -187,7 +195,8 @@ impl Seen {
         let rows = self.rows.load(Ordering::Relaxed);
         self.span.end(outcome, rows);
         if let Some(audit) = self.metrics.audit.get() {
-            let Rights { user, role_name, origin, .. } = &*self.rights;
+            let Rights { user, issuer, role_name, origin, .. } = &*self.rights;
+            let issuer = issuer.to_string();
             let rule = match outcome {
                 Err(Error::Denied { rule, .. }) => Some(*rule),
                 _ => None,
@@ -195,6 +204,7 @@ impl Seen {
             audit.write(&Event {
                 event: "statement",
                 user: Some(user),
+                issuer: Some(&issuer),
                 role: Some(role_name),
                 peer: origin.as_ref().and_then(|origin| origin.peer.as_deref()),
                 trace_id: origin.as_ref().map(|origin| origin.trace_id.as_str()),
@@ -214,26 +224,31 @@ impl Seen {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kill {
     Statement(u64),
-    OfUser(String),
+    Of(Principal),
 }
 
 impl Engine {
     /// Ends statements, waiting ones, too. Who is no admin ends their own only. How many there were.
     pub fn kill(&self, rights: &Rights, which: &Kill) -> usize {
         let by = match rights.role {
-            Role::Admin => format!("administrator {}", rights.user),
+            Role::Admin => format!("administrator {}", rights.principal()),
             _ => "its user".to_string(),
         };
         let chosen = |seen: &Arc<Seen>| {
             let meant = match which {
                 Kill::Statement(id) => seen.id == *id,
-                Kill::OfUser(user) => seen.rights.user == *user,
+                Kill::Of(principal) => seen.rights.principal() == *principal,
             };
-            meant && (rights.role >= Role::Admin || seen.rights.user == rights.user)
+            meant && (rights.role >= Role::Admin || seen.rights.principal() == rights.principal())
         };
         let seen: Vec<Arc<Seen>> = self.seen().into_iter().filter(chosen).collect();
         seen.iter().for_each(|seen| seen.kill(&by));
         seen.len()
+    }
+
+    /// Whose statements run or wait.
+    pub fn principals(&self) -> Vec<Principal> {
+        self.seen().iter().map(|seen| seen.rights.principal()).collect()
     }
 
     fn seen(&self) -> Vec<Arc<Seen>> {
@@ -257,6 +272,7 @@ impl Engine {
                 RunningStatement {
                     id: seen.id,
                     user: seen.rights.user.clone(),
+                    issuer: seen.rights.issuer.to_string(),
                     class,
                     text,
                     running: seen.asked.elapsed(),

@@ -175,13 +175,13 @@ impl Registry {
         if self.0.engine.is_on_disk() {
             let definition = serde_json::to_string(&definition).map_err(Error::internal)?;
             let description = description.unwrap_or_default();
-            let (name, owner) = (name.clone(), rights.user.clone());
+            let (name, owner) = (name.clone(), rights.principal().to_string());
             let kept = KeptExchanger { name, version, owner, description, definition };
             self.0.engine.keep_exchanger(kept, oldest).await?;
         }
         let mut names = self.0.registered.write().unwrap_or_else(PoisonError::into_inner);
         let versions = names.entry(name).or_default();
-        versions.insert(version, Registered::new(Some(rights.user.clone()), Ok(exchanger)));
+        versions.insert(version, Registered::new(Some(rights.principal().to_string()), Ok(exchanger)));
         *versions = versions.split_off(&oldest);
         self.0.metrics.exchangers.set(names.len() as i64);
         Ok(version)
@@ -313,7 +313,7 @@ impl Registered {
 
     /// Whoever registered it may, and admins.
     fn may_change(&self, rights: &Rights, name: &str) -> Result<()> {
-        if rights.role >= Role::Admin || self.owner.as_ref() == Some(&rights.user) {
+        if rights.role >= Role::Admin || self.owner.as_ref() == Some(&rights.principal().to_string()) {
             return Ok(());
         }
         let owner = self.owner.as_deref().unwrap_or_default();

@@ -1,5 +1,7 @@
 //! DoAction and ListActions. Bodies of our own actions are JSON; an unknown key is an error that names it.
 
+use std::collections::BTreeSet;
+
 use arrow_flight::{
     ActionType, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightInfo, RenewFlightEndpointRequest,
     Ticket,
@@ -19,7 +21,7 @@ use super::{
     },
 };
 use crate::{
-    access::{Rights, Role},
+    access::{Issuer, Principal, Rights, Role},
     auth::Identity,
     client::Trust,
     engine::{Kill, RunningStatement},
@@ -69,19 +71,19 @@ const ACTIONS: [Described; 21] = [
     Described {
         name: "queries",
         role: Role::Reader,
-        text: "statements that run or wait: {\"id\", \"user\", \"class\", \"text\" (literals are ?), \"seconds\", \"queued\", \"rows\"}; \
+        text: "statements that run or wait: {\"id\", \"user\", \"issuer\", \"class\", \"text\" (literals are ?), \"seconds\", \"queued\", \"rows\"}; \
          all for admins, the caller's own for others; no body",
     },
     Described {
         name: "kill",
         role: Role::Reader,
-        text: "ends statements; body: {\"query\": id} or {\"user\": name}; anybody's for admins, the caller's own for others; \
+        text: "ends statements; body: {\"query\": id} or {\"user\": name, \"issuer\"?: who vouches for the name}; anybody's for admins, the caller's own for others; \
          result: {\"ended\": how many}",
     },
     Described {
         name: "sessions",
         role: Role::Admin,
-        text: "users that have called within a token's life: {\"user\", \"idle_seconds\", \"queries\", \"transactions\", \"prepared_statements\"}; no body",
+        text: "users that have called within a token's life: {\"user\", \"issuer\", \"idle_seconds\", \"queries\", \"transactions\", \"prepared_statements\"}; no body",
     },
     Described {
         name: "backup",
@@ -165,9 +167,38 @@ struct DropExchange {
 struct KillRequest {
     query: Option<u64>,
     user: Option<String>,
+    issuer: Option<String>,
 }
 
 impl Flight {
+    /// Who is meant by a name: the principal of that issuer, or the only one of that name who does or keeps something.
+    fn named(&self, identity: &Identity, name: String, issuer: Option<String>) -> Result<Principal> {
+        let is_meant = |principal: &Principal| {
+            principal.name == name && issuer.as_ref().is_none_or(|issuer| principal.issuer.to_string() == *issuer)
+        };
+        let own = identity.principal();
+        if identity.rights.role < Role::Admin {
+            // They end only what is their own, and are told nothing of others.
+            return Ok(if is_meant(&own) { own } else { Principal { issuer: Issuer::Users, name } });
+        }
+        let used = self.authenticator.used().into_iter().map(|(principal, _)| principal);
+        let kept = self.sessions.list().into_iter().map(|kept| kept.principal);
+        let all = self.engine.principals().into_iter().chain(used).chain(kept).chain([own]);
+        let known: BTreeSet<Principal> = all.filter(is_meant).collect();
+        let known: Vec<Principal> = known.into_iter().collect();
+        match known.as_slice() {
+            [one] => Ok(one.clone()),
+            [] => Ok(Principal { issuer: Issuer::Users, name }),
+            several => {
+                let issuers: Vec<String> = several.iter().map(|principal| principal.issuer.to_string()).collect();
+                Err(Error::invalid(format!(
+                    "several principals are called \"{name}\"; add \"issuer\", which is one of {}",
+                    issuers.join(", ")
+                )))
+            }
+        }
+    }
+
     pub(super) async fn action(&self, identity: &Identity, name: &str, body: &[u8]) -> Result<Results> {
         let known = ACTIONS.iter().find(|action| action.name == name);
         let Some(known) = known else {
@@ -197,22 +228,25 @@ impl Flight {
                 Ok(progress.map(|step| step.and_then(|step| to_json(&step))).boxed())
             }
             "queries" => {
-                let seen =
-                    |query: &RunningStatement| identity.rights.role >= Role::Admin || query.user == identity.user;
+                let seen = |query: &RunningStatement| {
+                    identity.rights.role >= Role::Admin || query.is_of(&identity.principal())
+                };
                 let queries = self.engine.statements().await?.into_iter().filter(seen);
                 Ok(each(queries))
             }
             "kill" => {
                 let which = match from_json(name, body)? {
-                    KillRequest { query: Some(id), user: None } => Kill::Statement(id),
-                    KillRequest { query: None, user: Some(user) } => Kill::OfUser(user),
-                    _ => return Err(Error::invalid("the body of kill needs query or user, and not both")),
+                    KillRequest { query: Some(id), user: None, issuer: None } => Kill::Statement(id),
+                    KillRequest { query: None, user: Some(user), issuer } => {
+                        Kill::Of(self.named(identity, user, issuer)?)
+                    }
+                    _ => return Err(Error::invalid("the body of kill needs query, or user and perhaps issuer")),
                 };
                 let ended = self.engine.kill(&identity.rights, &which);
-                if let Kill::OfUser(user) = &which
-                    && (identity.rights.role >= Role::Admin || *user == identity.user)
+                if let Kill::Of(principal) = &which
+                    && (identity.rights.role >= Role::Admin || *principal == identity.principal())
                 {
-                    self.sessions.close_of_user(user, &identity.user);
+                    self.sessions.close_of(principal, &identity.principal().to_string());
                 }
                 if let (0, Kill::Statement(id)) = (ended, &which) {
                     return Err(Error::NotFound(format!("no statement {id} of yours runs")));
@@ -222,18 +256,18 @@ impl Flight {
             "sessions" => {
                 let queries = self.engine.statements().await?;
                 let mut kept = self.sessions.list();
-                let used = self.authenticator.used().into_iter().map(|(user, idle)| {
-                    let at = kept.iter().position(|kept| kept.user == user);
-                    let own = at.map(|at| kept.swap_remove(at)).unwrap_or_default();
-                    Listed { user, idle_seconds: idle.as_secs_f64(), ..own }
+                let used = self.authenticator.used().into_iter().map(|(principal, idle)| {
+                    let at = kept.iter().position(|kept| kept.principal == principal);
+                    let own = at.map_or_else(|| Listed::of(principal), |at| kept.swap_remove(at));
+                    Listed { idle_seconds: idle.as_secs_f64(), ..own }
                 });
                 let mut listed: Vec<Listed> = used.collect();
                 // Those whom nobody has to log in.
                 listed.append(&mut kept);
-                Ok(each(listed.into_iter().map(|Listed { user, idle_seconds, transactions, prepared_statements }| {
-                    let running = queries.iter().filter(|query| query.user == user).count();
+                Ok(each(listed.into_iter().map(|Listed { principal, idle_seconds, transactions, prepared_statements }| {
+                    let running = queries.iter().filter(|query| query.is_of(&principal)).count();
                     json!({
-                        "user": user, "idle_seconds": idle_seconds, "queries": running, "transactions": transactions,
+                        "user": principal.name, "issuer": principal.issuer.to_string(), "idle_seconds": idle_seconds, "queries": running, "transactions": transactions,
                         "prepared_statements": prepared_statements,
                     })
                 })))

@@ -18,7 +18,10 @@ use std::{
 use prometheus::IntCounter;
 use serde::Serialize;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    printable::escaped,
+};
 
 /// Lines that may wait to be written.
 const QUEUE: usize = 8192;
@@ -30,12 +33,15 @@ const STRANGERS: u32 = 20;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// One thing that happened.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Clone, Serialize)]
 pub struct Event<'a> {
     /// `login`, `call` or `statement`.
     pub event: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<&'a str>,
+    /// Who has vouched for the user's name: `users` (the configuration), `certificate`, `anonymous`, `server`, or a JWT's issuer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'a str>,
     /// Address and port.
@@ -133,7 +139,11 @@ impl Audit {
         }
     }
 
+    /// Names come from outside: what would hide or turn text around is escaped.
     pub fn write(&self, event: &Event<'_>) {
+        let (user, action) = (event.user.map(escaped), event.action.map(escaped));
+        let objects: Vec<String> = event.objects.iter().map(|name| escaped(name).into_owned()).collect();
+        let event = &Event { user: user.as_deref(), action: action.as_deref(), objects: &objects, ..event.clone() };
         let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let line = serde_json::to_string(&Line { time, event });
         if !line.is_ok_and(|line| self.orders.try_send(Order::Write(line)).is_ok()) {

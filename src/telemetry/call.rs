@@ -66,7 +66,7 @@ struct Inner {
     peer: Option<SocketAddr>,
     span: Span,
     /// And their role.
-    user: OnceLock<(String, String)>,
+    caller: OnceLock<(String, String, String)>,
     action: OnceLock<String>,
     rule: OnceLock<&'static str>,
     sent: Moved,
@@ -106,7 +106,7 @@ impl Call {
             trace_id,
             peer,
             span,
-            user: OnceLock::new(),
+            caller: OnceLock::new(),
             action: OnceLock::new(),
             rule: OnceLock::new(),
             sent: Moved::default(),
@@ -131,7 +131,7 @@ impl Call {
     /// Who calls, once that is known. Their rights for this call.
     pub fn set_caller(&self, rights: Arc<Rights>) -> Arc<Rights> {
         // The first one stands; a call has one identity.
-        let _ = self.0.user.set((rights.user.clone(), rights.role_name.clone()));
+        let _ = self.0.caller.set((rights.user.clone(), rights.issuer.to_string(), rights.role_name.clone()));
         if self.0.metrics.audit.get().is_none() {
             return rights;
         }
@@ -186,7 +186,7 @@ impl Call {
             trace_id,
             peer,
             span,
-            user,
+            caller,
             action,
             rule,
             sent,
@@ -203,13 +203,16 @@ impl Call {
         metrics.rpc_ended(method, code, took);
         let ((rows_sent, bytes_sent), (rows_received, bytes_received)) = (sent.seen(), received.seen());
         spans::end(span, code, true);
-        let (role, user) = user.get().map(|(user, role)| (role.as_str(), user.as_str())).unzip();
+        let user = caller.get().map(|(user, ..)| user.as_str());
+        let issuer = caller.get().map(|(_, issuer, _)| issuer.as_str());
+        let role = caller.get().map(|(.., role)| role.as_str());
         if let Some(audit) = metrics.audit.get().filter(|_| !method.is_health()) {
             let peer = peer.map(|peer| peer.to_string());
             let write = if user.is_some() { Audit::write } else { Audit::write_of_stranger };
             let event = Event {
                 event: "call",
                 user,
+                issuer,
                 role,
                 peer: peer.as_deref(),
                 trace_id: Some(trace_id),

@@ -8,9 +8,14 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use arrow_flight::{Action, FlightDescriptor, Ticket};
 use axum::{Router, body::Bytes, http::StatusCode, routing::get};
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
-use mallard::config::{Config, Secret, Span};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD as BASE64},
+};
+use futures::TryStreamExt;
+use mallard::config::{Config, Credential, Secret, Span, User};
 use num_bigint::BigUint;
 use ring::{
     digest, hmac,
@@ -23,7 +28,7 @@ use ring::{
 use serde_json::{Value, json};
 
 use crate::{
-    support::{TestServer, test_config, until, with_login},
+    support::{PASSWORD, TestServer, USER, test_config, until, with_login},
     tokens::{call, refused},
 };
 
@@ -295,6 +300,8 @@ async fn every_other_token_is_refused() {
         ("no user", ed.token(&without("sub")), "no user"),
         ("an empty user", ed.token(&changed("sub", json!(""))), "no user"),
         ("a user of two lines", ed.token(&changed("sub", json!("a\nb"))), "no name"),
+        ("a user who reads as another", ed.token(&changed("sub", json!("eve\u{202e}nimda"))), "no name"),
+        ("a user with a hidden character", ed.token(&changed("sub", json!("ali\u{200b}ce"))), "no name"),
         ("claims that are no object", ed.token(&json!(["a"])), ""),
     ] {
         let answer = call(&server, &bearer).await.err().unwrap_or_else(|| panic!("{what} is let in"));
@@ -506,4 +513,76 @@ fn configuration_of_an_issuer_is_checked() {
         let mistakes = check(&set).expect_err(why);
         assert!(mistakes.contains(why), "{mistakes}, not {why}");
     }
+}
+
+/// A call of [`USER`], as the issuer or as this server knows them.
+fn asking<T>(authorization: &str, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert("authorization", authorization.parse().unwrap());
+    request
+}
+
+async fn act(
+    server: &TestServer,
+    authorization: &str,
+    action: &str,
+    body: &Value,
+) -> Result<Vec<Value>, tonic::Status> {
+    let action = Action::new(action.to_string(), body.to_string());
+    let answers = server.stock().await.do_action(asking(authorization, action)).await?.into_inner();
+    let answers: Vec<_> = answers.try_collect().await?;
+    Ok(answers.iter().map(|answer| serde_json::from_slice(&answer.body).unwrap()).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn same_name_of_another_issuer_is_another_principal() {
+    let directory = tempfile::tempdir().unwrap();
+    let signer = Signer::ed25519("one");
+    let mut config = config(&directory, &jwks(&[&signer]));
+    config.limits.queries = 4;
+    config.limits.queries_per_user = 1;
+    config.auth.users.insert("boss".into(), User::new(Credential::Password(Secret::new(PASSWORD)), "admin"));
+    let server = TestServer::with(config).await;
+    let basic = |user: &str| format!("Basic {}", STANDARD.encode(format!("{user}:{PASSWORD}")));
+    let (local, boss) = (basic(USER), basic("boss"));
+    let mut admin = changed("sub", json!(USER));
+    admin["role"] = json!("db-admins");
+    let issued = signer.token(&changed("sub", json!(USER)));
+    let endless = || Ticket::new("SELECT range FROM range(100000000000)");
+    // Each has a quota of their own.
+    let mut of_local = server.stock().await.do_get(asking(&local, endless())).await.unwrap().into_inner();
+    let mut of_issued = server.stock().await.do_get(asking(&issued, endless())).await.unwrap().into_inner();
+    assert!(of_local.message().await.unwrap().is_some() && of_issued.message().await.unwrap().is_some());
+    // A reader sees their own, and ends nothing of the other one's.
+    let own = act(&server, &issued, "queries", &Value::Null).await.unwrap();
+    assert_eq!(own.len(), 1, "{own:?}");
+    assert_eq!((&own[0]["user"], &own[0]["issuer"]), (&json!(USER), &json!(ISSUER)));
+    let others = json!({"user": USER, "issuer": "users"});
+    assert_eq!(act(&server, &issued, "kill", &others).await.unwrap(), [json!({"ended": 0})]);
+    // An admin has to say whom they mean.
+    let unclear = act(&server, &boss, "kill", &json!({"user": USER})).await.expect_err("there are two");
+    assert_eq!(unclear.code(), tonic::Code::InvalidArgument, "{unclear:?}");
+    assert!(unclear.message().contains(ISSUER), "{unclear:?}");
+    let meant = json!({"user": USER, "issuer": ISSUER});
+    assert_eq!(act(&server, &boss, "kill", &meant).await.unwrap(), [json!({"ended": 1})]);
+    let ended = loop {
+        match of_issued.message().await {
+            Ok(Some(_)) => {}
+            ended => break ended.expect_err("it was ended"),
+        }
+    };
+    assert_eq!(ended.code(), tonic::Code::Cancelled, "{ended:?}");
+    assert!(of_local.message().await.unwrap().is_some(), "the other one's goes on");
+    drop(of_local);
+    // What one was handed out, the other cannot use.
+    let descriptor = FlightDescriptor::new_cmd("SELECT 42");
+    let info = server.stock().await.get_flight_info(asking(&local, descriptor)).await.unwrap().into_inner();
+    let ticket = info.endpoint[0].ticket.clone().unwrap();
+    let refused = server.stock().await.do_get(asking(&issued, ticket.clone())).await.expect_err("not theirs");
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{refused:?}");
+    server.stock().await.do_get(asking(&local, ticket)).await.expect("their own");
+    // Both are listed.
+    let listed = act(&server, &signer.token(&admin), "sessions", &Value::Null).await.unwrap();
+    let issuers: Vec<&Value> = listed.iter().filter(|one| one["user"] == USER).map(|one| &one["issuer"]).collect();
+    assert!(issuers.contains(&&json!("users")) && issuers.contains(&&json!(ISSUER)), "{listed:?}");
 }

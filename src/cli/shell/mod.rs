@@ -18,6 +18,7 @@ use crate::{
     engine::Engine,
     error::{Error, Result},
     location::Location,
+    printable::escaped_lines,
 };
 use commands::Next;
 use line::{Lines, Read};
@@ -147,7 +148,7 @@ impl Shell {
                 match self.run_command(line.trim()).await {
                     Ok(Next::Prompt) => {}
                     Ok(Next::Leave) => return Ok(ExitCode::SUCCESS),
-                    Err(error) => eprintln!("error: {error}"),
+                    Err(error) => eprintln!("error: {}", escaped_lines(&error.to_string())),
                 }
                 continue;
             }
@@ -156,7 +157,7 @@ impl Shell {
             let script = match self.local.script(&text).await {
                 Ok(script) => script,
                 Err(error) => {
-                    eprintln!("error: {error}");
+                    eprintln!("error: {}", escaped_lines(&error.to_string()));
                     text.clear();
                     continue;
                 }
@@ -169,7 +170,7 @@ impl Shell {
             match self.all(&script.statements).await {
                 Ok(true) => {}
                 Ok(false) => eprintln!("cancelled"),
-                Err(error) => eprintln!("error: {error}"),
+                Err(error) => eprintln!("error: {}", escaped_lines(&error.to_string())),
             }
         }
     }
