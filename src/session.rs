@@ -267,7 +267,7 @@ impl Sessions {
             return if commit { Err(why) } else { Ok(()) };
         }
         let line = self.home(identity)?;
-        if !commit {
+        if !commit && line.in_transaction() {
             line.interrupt(&Error::State("its transaction was rolled back".into()));
         }
         let ended = self.0.engine.end(&identity.rights, &line, commit).await;

@@ -15,6 +15,7 @@ use super::{
     catalog::{TableName, quote},
     columns::{self, Column},
     guard,
+    interruption::Manner,
     line::{Line, Place, Settings},
     pool::{Cancel, CancelOnDrop},
     source::{Sharing, Source},
@@ -170,7 +171,7 @@ impl Engine {
             let finished = work.run(&mut place, &cancel, report, decided).map_err(|error| failed.or(error));
             let finished = shared.finish(&cancel, &seen, finished);
             // The connection may be another statement's next.
-            cancel.disarm();
+            place.settle(&shared, &cancel);
             drop(place);
             // A receiver that is gone needs no answer.
             let _ = outcome.send(finished);
@@ -220,7 +221,8 @@ impl Work<'_> {
     ) -> Result<()> {
         place.connect(self.shared, &self.target.settings)?;
         let (connection, joins) = (place.connection()?, place.in_transaction());
-        cancel.arm(connection.interrupt_handle())?;
+        // What is stored of it cannot be taken back alone.
+        cancel.arm(connection.interrupt_handle(), Manner::AtOnce)?;
         guard::check_names(&self.rights, place.is_moved() || self.target.settings.moves_names())?;
         if !self.target.temporary {
             guard::may_write(&self.rights, &self.target.table, self.shared.database_name(connection)?)?;

@@ -16,7 +16,9 @@ use duckdb::connection::Connection;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    Engine, Shared, literal,
+    Engine, Shared,
+    interruption::Manner,
+    literal,
     pool::{Cancel, lock},
     quote,
 };
@@ -80,6 +82,8 @@ pub(super) struct Ends {
 pub(super) struct Kept {
     connection: Option<Connection>,
     pub(super) in_transaction: bool,
+    /// Why the open transaction can only be rolled back, where that was a cancellation.
+    aborted: Option<Error>,
     applied: Settings,
     /// A client's own USE or SET schema: names mean something else now than the guard takes them for.
     pub(super) moved: bool,
@@ -106,7 +110,7 @@ impl Line {
     /// Ends what runs on it, and nothing else.
     pub fn interrupt(&self, reason: &Error) {
         if let Some(running) = lock(&self.0.running).as_ref() {
-            running.end(reason.clone());
+            running.end_at_once(reason.clone());
         }
     }
 
@@ -115,7 +119,7 @@ impl Line {
         // The first reason stands.
         let _ = self.0.closed.set(reason.clone());
         if let Some(running) = lock(&self.0.running).as_ref() {
-            running.end(reason);
+            running.end_at_once(reason);
         }
         let ends = self.0.clone();
         // Once the statement has noticed. DuckDB rolls back when a connection closes.
@@ -171,7 +175,7 @@ impl Seat {
         if let Some(line) = self.0.line.upgrade() {
             *lock(&line.running) = Some(cancel.clone());
             if let Some(reason) = line.closed.get() {
-                cancel.end(reason.clone());
+                cancel.end_at_once(reason.clone());
             }
         }
     }
@@ -221,6 +225,31 @@ impl Place {
     pub(super) fn is_moved(&self) -> bool {
         matches!(self, Self::Kept(seat) if seat.is_moved())
     }
+
+    fn on_line<T>(
+        &mut self,
+        shared: &Shared,
+        cancel: &Cancel,
+        work: impl FnOnce(&Shared, &mut Kept) -> Result<T>,
+    ) -> Result<T> {
+        let manner = self.manner();
+        let Self::Kept(seat) = self else { return Err(Error::internal("a statement has no line")) };
+        let kept = seat.kept();
+        cancel.arm(kept.connection(shared)?.interrupt_handle(), manner)?;
+        work(shared, kept)
+    }
+
+    /// How a cancellation ends a statement here.
+    pub(super) fn manner(&self) -> Manner {
+        if self.in_transaction() { Manner::Patiently } else { Manner::AtOnce }
+    }
+
+    /// Nothing of the statement runs any more. Its cancellation does not meet the next one.
+    pub(super) fn settle(&mut self, shared: &Shared, cancel: &Cancel) {
+        if let (true, Self::Kept(seat)) = (cancel.disarm(), self) {
+            seat.kept().settle(shared, cancel);
+        }
+    }
 }
 
 impl Drop for Seat {
@@ -247,8 +276,23 @@ impl Kept {
         shared.execute(self.connection(shared)?, "SELECT 1").map(drop)
     }
 
-    /// Makes the settings those of the connection.
+    /// Clears what an interrupt has left behind: DuckDB does that when a statement starts, and not when one is planned.
+    fn settle(&mut self, shared: &Shared, cancel: &Cancel) {
+        let Some(connection) = &self.connection else { return };
+        let aborted = shared.execute(connection, "SELECT 1").is_err();
+        if aborted && self.in_transaction {
+            let why = cancel.reason().map_or_else(String::new, |reason| format!(" ({reason})"));
+            self.aborted = Some(Error::State(format!(
+                "the transaction was aborted, because a statement of it was ended while it ran{why}; ROLLBACK it, and begin again"
+            )));
+        }
+    }
+
+    /// Makes the settings those of the connection. Fails in a transaction that a cancellation has aborted.
     pub(super) fn apply(&mut self, shared: &Shared, settings: &Settings) -> Result<()> {
+        if let Some(aborted) = &self.aborted {
+            return Err(aborted.clone());
+        }
         self.connection(shared)?;
         if self.applied == *settings {
             return Ok(());
@@ -277,6 +321,7 @@ impl Engine {
             seat: Arc::new(tokio::sync::Mutex::new(Kept {
                 connection: None,
                 in_transaction: false,
+                aborted: None,
                 applied: Settings::default(),
                 moved: false,
                 line: line.clone(),
@@ -315,10 +360,11 @@ impl Engine {
             }
             kept.in_transaction = false;
             if !commit {
+                kept.aborted = None;
                 return shared.execute(kept.connection(shared)?, "ROLLBACK").map(drop);
             }
             // DuckDB commits nothing of an aborted one, and says that all is well.
-            let aborted = kept.is_sound(shared).err();
+            let aborted = kept.aborted.take().or_else(|| kept.is_sound(shared).err());
             let connection = kept.connection(shared)?;
             let committed = shared.execute(connection, if aborted.is_some() { "ROLLBACK" } else { "COMMIT" });
             if let Some(aborted) = aborted {
@@ -374,19 +420,18 @@ impl Engine {
         line: &Line,
         work: impl FnOnce(&Shared, &mut Kept) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let mut seat = line.seat(self.shared.config.session.wait).await?;
+        let seat = line.seat(self.shared.config.session.wait).await?;
         let slot = self.pool.slot(rights).await?;
         let (cancel, _guard) = self.pool.begin();
         let (answer, answered) = tokio::sync::oneshot::channel();
         let shared = self.shared.clone();
         self.pool.run(slot, move || {
-            seat.runs(&cancel);
-            let outcome =
-                seat.kept().connection(&shared).and_then(|connection| cancel.arm(connection.interrupt_handle()));
-            let outcome = outcome.and_then(|()| work(&shared, seat.kept()));
+            let mut place = Place::Kept(seat);
+            place.runs(&cancel);
+            let outcome = place.on_line(&shared, &cancel, work);
             let outcome = cancel.explain(outcome);
-            cancel.disarm();
-            drop(seat);
+            place.settle(&shared, &cancel);
+            drop(place);
             // A receiver that is gone needs no answer.
             let _ = answer.send(outcome);
         });

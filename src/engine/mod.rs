@@ -15,6 +15,7 @@ mod files;
 pub mod guard;
 mod hold;
 mod ingest;
+mod interruption;
 mod kept;
 mod line;
 mod metadata;
@@ -28,6 +29,7 @@ mod seen;
 mod shape;
 mod source;
 mod statement;
+mod steps;
 mod storage;
 mod transform;
 mod types;
@@ -66,6 +68,7 @@ use crate::{
 };
 use error::Redact;
 use hold::Hold;
+use interruption::Manner;
 use pool::{Cancel, Pool, Slot, lock};
 use seen::{Seen, Statements};
 use source::Sources;
@@ -212,7 +215,7 @@ impl Engine {
         let shared = self.shared.clone();
         self.pool.run(slot, move || {
             let outcome = shared.connect().and_then(|connection| {
-                cancel.arm(connection.interrupt_handle())?;
+                cancel.arm(connection.interrupt_handle(), Manner::AtOnce)?;
                 work(&shared, &connection, &cancel)
             });
             let outcome = cancel.explain(outcome);

@@ -15,11 +15,13 @@ use std::{
 
 use duckdb::connection::InterruptHandle;
 use tokio::{
+    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
+use super::interruption::{Interruption, Left, Manner};
 use crate::{
     access::{Principal, Rights},
     config::{Limits, Span},
@@ -29,6 +31,10 @@ use crate::{
 
 /// DuckDB's parser and binder recurse: some 900 chained CTEs overflow the 2 MiB that Rust gives a thread.
 const STACK_BYTES: usize = crate::machine::ENGINE_STACK;
+
+/// How long a cancelled statement in an open transaction has to notice by itself. An interrupt after that aborts the
+/// transaction. Between two steps of DuckDB's are some milliseconds, on a busy machine some hundred.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -203,7 +209,12 @@ impl Pool {
 
     /// The same, with a deadline of its own; none where it is zero.
     pub(super) fn begin_within(&self, limit: Span) -> (Cancel, CancelOnDrop) {
-        let state = Arc::new(CancelState::default());
+        let state = Arc::new(CancelState {
+            token: CancellationToken::new(),
+            reason: Mutex::default(),
+            interruption: Interruption::default(),
+            runtime: Handle::current(),
+        });
         let mut running = lock(&self.running);
         running.retain(|other| other.strong_count() > 0);
         running.push(Arc::downgrade(&state));
@@ -212,7 +223,7 @@ impl Pool {
             let state = state.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(duration).await;
-                state.cancel(Error::Timeout(limit.to_string()));
+                cancel(&state, Error::Timeout(limit.to_string()));
             })
         });
         let cancel = Cancel(state);
@@ -227,7 +238,7 @@ impl Pool {
 
     pub(super) fn interrupt_all(&self, reason: &Error) {
         for state in lock(&self.running).iter().filter_map(Weak::upgrade) {
-            state.cancel(reason.clone());
+            Cancel(state).end_at_once(reason.clone());
         }
     }
 
@@ -279,35 +290,51 @@ fn work(first: Job, idle: &Weak<Mutex<Vec<mpsc::Sender<Job>>>>) {
 #[derive(Clone)]
 pub(super) struct Cancel(Arc<CancelState>);
 
-#[derive(Default)]
 struct CancelState {
     token: CancellationToken,
     reason: Mutex<Option<Error>>,
-    connection: Mutex<Option<InterruptHandle>>,
+    interruption: Interruption<InterruptHandle>,
+    /// Where patience is waited for.
+    runtime: Handle,
 }
 
-impl CancelState {
-    /// The first reason stands.
-    fn cancel(&self, reason: Error) {
-        lock(&self.reason).get_or_insert(reason);
-        self.token.cancel();
-        if let Some(connection) = lock(&self.connection).as_ref() {
-            // A connection that is gone has nothing to interrupt.
-            let _ = connection.interrupt();
-        }
+/// Only the first reason is recorded.
+fn cancel(state: &Arc<CancelState>, reason: Error) {
+    lock(&state.reason).get_or_insert(reason);
+    state.token.cancel();
+    if state.interruption.cancel() == Left::Insist {
+        let late = Arc::downgrade(state);
+        state.runtime.spawn(async move {
+            tokio::time::sleep(PATIENCE).await;
+            if let Some(state) = late.upgrade() {
+                state.interruption.insist();
+            }
+        });
     }
 }
 
 impl Cancel {
-    /// From now on a cancellation interrupts this connection.
-    pub(super) fn arm(&self, connection: InterruptHandle) -> Result<()> {
-        *lock(&self.0.connection) = Some(connection);
+    /// From now on a cancellation reaches this connection.
+    pub(super) fn arm(&self, connection: InterruptHandle, manner: Manner) -> Result<()> {
+        self.0.interruption.begin(connection, manner);
         self.check()
     }
 
-    /// A cancellation interrupts nothing from now on: the statement has ended, and its connection may go on.
-    pub(super) fn disarm(&self) {
-        *lock(&self.0.connection) = None;
+    /// From now on a cancellation interrupts the connection at once.
+    pub(super) fn arm_at_once(&self) -> Result<()> {
+        self.0.interruption.at_once();
+        self.check()
+    }
+
+    /// A cancellation interrupts nothing from now on: the statement has ended, and its connection may go on. Answers whether
+    /// the connection was interrupted, so that what is left of it has to be cleared.
+    pub(super) fn disarm(&self) -> bool {
+        self.0.interruption.end()
+    }
+
+    /// Interrupts what DuckDB's workers still do for the statement, which is about to be closed by its own thread.
+    pub(super) fn stop_workers(&self) {
+        self.0.interruption.insist();
     }
 
     /// Starting a statement clears DuckDB's interrupt flag, so this is asked right after each start.
@@ -317,7 +344,18 @@ impl Cancel {
 
     /// The first reason stands.
     pub(super) fn end(&self, reason: Error) {
-        self.0.cancel(reason);
+        cancel(&self.0, reason);
+    }
+
+    /// The same, without giving it time in a transaction, which is over anyway.
+    pub(super) fn end_at_once(&self, reason: Error) {
+        self.end(reason);
+        self.0.interruption.insist();
+    }
+
+    /// Why it was cancelled.
+    pub(super) fn reason(&self) -> Option<Error> {
+        lock(&self.0.reason).clone()
     }
 
     pub(super) fn token(&self) -> CancellationToken {
@@ -393,7 +431,7 @@ impl Drop for CancelOnDrop {
         if let Some(deadline) = &self.deadline {
             deadline.abort();
         }
-        self.cancel.0.cancel(Error::Cancelled);
+        self.cancel.end(Error::Cancelled);
     }
 }
 

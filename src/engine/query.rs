@@ -14,7 +14,7 @@ use duckdb::{
     arrow::ArrowArray,
     connection::{Connection, SettingScope},
     error::DuckDBError,
-    query_result::{ArrowQueryResult, ResultType},
+    query_result::ResultType,
     statement::Statement,
 };
 use futures::{Stream, StreamExt};
@@ -31,6 +31,7 @@ use super::{
     pool::{Cancel, CancelOnDrop, lock},
     seen::{Seen, Waiting},
     statement,
+    steps::Steps,
 };
 use crate::{
     access::{Allowance, Rights, Role},
@@ -159,6 +160,8 @@ impl Engine {
             let mut answer = Answer {
                 head: Some(tell),
                 whole: None,
+                held: None,
+                began: false,
                 shape: Shape::Rows,
                 rows,
                 cancel: cancel.clone(),
@@ -169,6 +172,8 @@ impl Engine {
             };
             place.runs(&cancel);
             let outcome = run(&shared, &sql, &setup, &cancel, &mut answer, &mut place);
+            // Before the end is told: who knows of it drops the stream, and that must not meet the next statement.
+            place.settle(&shared, &cancel);
             let outcome = outcome.map_err(|error| discreet(error, &setup.rights));
             let outcome = shared.finish(&cancel, &answer.seen, outcome);
             let Answer { head, whole, rows, shape, .. } = answer;
@@ -182,8 +187,6 @@ impl Engine {
                 // A receiver that is gone needs no answer.
                 let _ = head.send(outcome.and(schema).map(|schema| (schema, shape)));
             }
-            // The connection may be another statement's next.
-            cancel.disarm();
             // Last: nobody waits for a connection to close.
             drop(place);
         });
@@ -207,6 +210,10 @@ struct Answer {
     head: Option<oneshot::Sender<Result<(SchemaRef, Shape)>>>,
     /// The schema of an answer that goes out when all of it is there.
     whole: Option<SchemaRef>,
+    /// The rows of a change, which go out once it is committed: whoever sees them takes it for done.
+    held: Option<Vec<RecordBatch>>,
+    /// Whether the statement may have changed something.
+    began: bool,
     shape: Shape,
     rows: mpsc::Sender<Waiting>,
     cancel: Cancel,
@@ -218,6 +225,10 @@ struct Answer {
 
 impl Answer {
     fn schema(&mut self, schema: SchemaRef) -> Result<()> {
+        if self.held.is_some() {
+            self.whole = Some(schema);
+            return Ok(());
+        }
         match self.head.take().map(|head| head.send(Ok((schema, self.shape)))) {
             Some(Ok(())) => Ok(()),
             _ => Err(Error::Cancelled),
@@ -225,7 +236,27 @@ impl Answer {
     }
 
     fn batch(&mut self, shared: &Shared, batch: RecordBatch) -> Result<()> {
-        self.allow(&batch)?;
+        if matches!(self.shape, Shape::Rows) {
+            self.allow(&batch)?;
+        }
+        match &mut self.held {
+            Some(held) => {
+                held.push(batch);
+                Ok(())
+            }
+            None => self.send(shared, batch),
+        }
+    }
+
+    /// Lets go of what was held.
+    fn release(&mut self, shared: &Shared) -> Result<()> {
+        let Some(held) = self.held.take() else { return Ok(()) };
+        let schema = self.whole.take().ok_or_else(|| Error::internal("a change ended without a schema"))?;
+        self.schema(schema)?;
+        held.into_iter().try_for_each(|batch| self.send(shared, batch))
+    }
+
+    fn send(&mut self, shared: &Shared, batch: RecordBatch) -> Result<()> {
         self.seen.answered(batch.num_rows());
         let batch = Waiting::new(batch, &shared.metrics);
         self.cancel.wait(self.rows.send(batch))?.map_err(|_| Error::Cancelled)
@@ -275,7 +306,7 @@ fn run(
 ) -> Result<()> {
     place.connect(shared, &setup.settings)?;
     let connection = place.connection()?;
-    cancel.arm(connection.interrupt_handle())?;
+    cancel.arm(connection.interrupt_handle(), place.manner())?;
     let (statement, moves) = guard::admit(shared, connection, sql, &setup.rights)
         .and_then(|statement| {
             let moves = matches!(place, Place::Kept(_)) && statement::moves_names(&statement)?;
@@ -283,6 +314,10 @@ fn run(
             Ok((statement, moves))
         })
         .inspect_err(|_| shared.identify(&answer.seen, connection, statement::class_of_text(connection, sql)))?;
+    if !statement::only_reads(&statement)? {
+        // Its transaction cannot be kept without it.
+        cancel.arm_at_once()?;
+    }
     if let Some(size) = setup.rights.allowance.operator_memory {
         shared.execute(connection, &format!("SET operator_memory_limit = '{}B'", size.0))?;
     }
@@ -295,11 +330,16 @@ fn run(
     // The second wall: what the guard took for a read cannot write.
     let reads = setup.rights.role < Role::Writer;
     let several = setup.values.as_ref().is_some_and(|values| values.rows() > 1);
+    let changes = !reads && statement::changes(connection, &statement)?;
+    let returns = changes && statement::answers_rows(connection, &statement)?;
     let begin = match (place.in_transaction(), reads) {
         (false, true) => Some("BEGIN TRANSACTION READ ONLY"),
-        (false, false) if several => Some("BEGIN TRANSACTION"),
+        (false, false) if several || returns => Some("BEGIN TRANSACTION"),
         _ => None,
     };
+    if returns {
+        answer.held = Some(Vec::new());
+    }
     begin.map(|begin| shared.execute(connection, begin)).transpose()?;
     let outcome = execute(shared, sql, &statement, connection, setup, cancel, answer, place);
     let outcome = match (begin, outcome) {
@@ -309,8 +349,14 @@ fn run(
             let _ = shared.execute(connection, "ROLLBACK");
             Err(error)
         }
+        (None, Err(error)) if changes && answer.began && place.in_transaction() => {
+            // Where DuckDB has not done so: what failed may have changed something, and must not be committed.
+            let _ = shared.execute(connection, "SELECT error('a statement before has failed')");
+            Err(error)
+        }
         (None, outcome) => outcome,
     };
+    let outcome = outcome.and_then(|()| answer.release(shared));
     if let (true, Place::Kept(seat)) = (moves, place) {
         seat.kept().moved = true;
     }
@@ -336,8 +382,9 @@ fn execute(
     let types =
         if alone && setup.values.is_none() { None } else { Some(catalog::bound_types(shared, connection, statement)?) };
     let Some(values) = &setup.values else {
-        let mut result = statement.arrow_query(connection, Parameters::None, Some(batch_rows)).map_err(cause)?;
-        cancel.check()?;
+        let result = statement.arrow_query(connection, Parameters::None, Some(batch_rows)).map_err(cause)?;
+        answer.began = true;
+        let mut result = Steps::of(result, cancel, shared);
         return stream(shared, statement, &mut result, types.as_deref(), plain, answer);
     };
     values.stop_with(cancel);
@@ -345,6 +392,7 @@ fn execute(
         && let Some(insert) = values.as_one_insert(shared, connection, sql)?
     {
         let mut result = connection.query(insert, Parameters::None).map_err(|error| values.cause(shared, &error))?;
+        answer.began = true;
         cancel.check()?;
         let changed = result.drain().map_err(|error| values.cause(shared, &error))?;
         return answer.changed(shared, changed);
@@ -354,13 +402,15 @@ fn execute(
     let (mut changed, mut importer) = (None, None);
     values.each(shared, &others, statement, |parameters| {
         cancel.check()?;
-        let mut result = prepared.execute_arrow(parameters, Some(batch_rows)).map_err(cause)?;
+        let result = prepared.execute_arrow(parameters, Some(batch_rows)).map_err(cause)?;
+        answer.began = true;
+        let mut result = Steps::of(result, cancel, shared);
         cancel.check()?;
-        if result.result_type().map_err(cause)? != ResultType::QueryResult {
-            *changed.get_or_insert(0) += result.drain().map_err(cause)?;
+        if result.result_type()? != ResultType::QueryResult {
+            *changed.get_or_insert(0) += result.drain()?;
             return Ok(());
         }
-        let schema = Importer::new(result.schema().map_err(cause)?, plain)?;
+        let schema = Importer::new(result.result().schema().map_err(cause)?, plain)?;
         let importer = match &mut importer {
             None => {
                 let mut schema = schema;
@@ -373,7 +423,7 @@ fn execute(
             Some(importer) if importer.takes(&schema) => importer,
             Some(_) => return Err(Error::invalid("the values of this row change the types of the answer")),
         };
-        while let Some(array) = result.next_array().map_err(cause)? {
+        while let Some(array) = result.next()? {
             answer.batch(shared, importer.batch(array)?)?;
         }
         Ok(())
@@ -393,7 +443,7 @@ fn execute(
 fn stream(
     shared: &Shared,
     statement: &Statement<'_>,
-    result: &mut ArrowQueryResult<'_>,
+    result: &mut Steps<'_>,
     types: Option<&[String]>,
     plain: bool,
     answer: &mut Answer,
@@ -401,18 +451,18 @@ fn stream(
     let cause = |error: duckdb::Error| shared.cause(&error);
     let mut arrays = VecDeque::new();
     // A statement that expands to others (PRAGMA, PIVOT) knows its answer only after the first step.
-    let shape = match result.result_type() {
+    let shape = match result.result().result_type() {
         Err(error) if error.code == DuckDBError::InputMetadataDeferred => {
-            arrays.extend(result.next_array().map_err(cause)?);
-            result.result_type().map_err(cause)?
+            arrays.extend(result.next()?);
+            result.result_type()?
         }
         shape => shape.map_err(cause)?,
     };
     if shape != ResultType::QueryResult {
-        let changed = result.drain().map_err(cause)?;
+        let changed = result.drain()?;
         return answer.changed(shared, changed);
     }
-    let mut importer = Importer::new(result.schema().map_err(cause)?, plain)?;
+    let mut importer = Importer::new(result.result().schema().map_err(cause)?, plain)?;
     if importer.loses_types() {
         match types {
             Some(types) => importer.annotate(types),
@@ -420,11 +470,11 @@ fn stream(
         }
     }
     if arrays.is_empty() {
-        arrays.extend(result.next_array().map_err(cause)?);
+        arrays.extend(result.next()?);
     }
     let short = |array: &ArrowArray| array.len() < answer.room.batch_rows;
     if arrays.front().is_none_or(short) {
-        let next = result.next_array().map_err(cause)?;
+        let next = result.next()?;
         if next.is_none() {
             answer.whole = Some(importer.schema());
             return arrays.pop_front().map_or(Ok(()), |array| answer.batch(shared, importer.batch(array)?));
@@ -432,9 +482,7 @@ fn stream(
         arrays.extend(next);
     }
     answer.schema(importer.schema())?;
-    while let Some(array) =
-        arrays.pop_front().map_or_else(|| result.next_array().map_err(cause), |array| Ok(Some(array)))?
-    {
+    while let Some(array) = arrays.pop_front().map_or_else(|| result.next(), |array| Ok(Some(array)))? {
         answer.batch(shared, importer.batch(array)?)?;
     }
     Ok(())

@@ -54,12 +54,7 @@ pub(super) fn kind(statement: &Statement<'_>) -> Result<StatementType> {
 pub(super) fn answers_rows(connection: &Connection, statement: &Statement<'_>) -> Result<bool> {
     let rows = match kind(statement)? {
         StatementType::Insert | StatementType::Update | StatementType::Delete | StatementType::MergeInto => {
-            let sql = statement.get_text().map_err(|error| Error::Sql(error.message))?;
-            let tokens = SqlTokenIterator::new(connection, sql).map_err(|error| Error::Sql(error.message))?;
-            let returning = |lexeme: &str| lexeme.eq_ignore_ascii_case("returning");
-            tokens
-                .flatten()
-                .any(|token| token.token_type == TokenType::Keyword && token.lexeme(sql).is_some_and(returning))
+            returns(connection, statement)?
         }
         StatementType::Select
         | StatementType::Explain
@@ -71,6 +66,75 @@ pub(super) fn answers_rows(connection: &Connection, statement: &Statement<'_>) -
         _ => false,
     };
     Ok(rows)
+}
+
+/// Whether a change has a RETURNING of its own: one of a CTE answers to the statement around it.
+fn returns(connection: &Connection, statement: &Statement<'_>) -> Result<bool> {
+    let sql = statement.get_text().map_err(|error| Error::Sql(error.message))?;
+    let tokens = SqlTokenIterator::new(connection, sql).map_err(|error| Error::Sql(error.message))?;
+    let (mut depth, mut before_name) = (0_i64, false);
+    for token in tokens.flatten().filter(|token| token.token_type != TokenType::Comment) {
+        let text = token.lexeme(sql).unwrap_or_default();
+        match token.token_type {
+            TokenType::Keyword if depth == 0 && !before_name && text.eq_ignore_ascii_case("returning") => {
+                return Ok(true);
+            }
+            TokenType::Operator => {
+                let count = |signs: [char; 3]| text.chars().filter(|sign| signs.contains(sign)).count() as i64;
+                depth += count(['(', '[', '{']) - count([')', ']', '}']);
+            }
+            _ => {}
+        }
+        // A column may be called so.
+        before_name = text.eq_ignore_ascii_case("as") || text.ends_with('.');
+    }
+    Ok(false)
+}
+
+/// Whether it changes rows, which a query may do in a CTE.
+pub(super) fn changes(connection: &Connection, statement: &Statement<'_>) -> Result<bool> {
+    match kind(statement)? {
+        StatementType::Insert | StatementType::Update | StatementType::Delete | StatementType::MergeInto => Ok(true),
+        StatementType::Select | StatementType::Multi => holds_change(connection, statement),
+        _ => Ok(false),
+    }
+}
+
+fn holds_change(connection: &Connection, statement: &Statement<'_>) -> Result<bool> {
+    let sql = statement.get_text().map_err(|error| Error::Sql(error.message))?;
+    let tokens = SqlTokenIterator::new(connection, sql).map_err(|error| Error::Sql(error.message))?;
+    let tokens = tokens.flatten().filter(|token| token.token_type != TokenType::Comment);
+    let words: Vec<String> = tokens.map(|token| token.lexeme(sql).unwrap_or_default().to_lowercase()).collect();
+    // A column may have such a name, but not there.
+    let begins = |before: &str| before.ends_with(['(', ')']);
+    Ok(words.windows(3).any(|words| match words {
+        [before, verb, next] if begins(before) => match verb.as_str() {
+            "insert" => ["into", "or", "by"].contains(&next.as_str()),
+            "merge" => next == "into",
+            "delete" => next == "from",
+            "update" => next != "from" && next.starts_with(|first: char| first == '"' || is_letter(first)),
+            _ => false,
+        },
+        _ => false,
+    }))
+}
+
+fn is_letter(character: char) -> bool {
+    character.is_alphabetic() || character == '_'
+}
+
+/// Whether it can be ended half way without harm to its transaction. A SELECT may change something in a CTE; DuckDB then
+/// aborts the transaction all the same.
+pub(super) fn only_reads(statement: &Statement<'_>) -> Result<bool> {
+    Ok(matches!(
+        kind(statement)?,
+        StatementType::Select
+            | StatementType::Explain
+            | StatementType::Pragma
+            | StatementType::Call
+            | StatementType::Relation
+            | StatementType::Multi
+    ))
 }
 
 /// Whether bare names mean something else after it.

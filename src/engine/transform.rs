@@ -31,6 +31,7 @@ use super::{
     catalog,
     error::discreet,
     guard,
+    interruption::Manner,
     open::LOCK,
     pool::{Cancel, CancelOnDrop, lock},
     sandbox::INPUT,
@@ -224,7 +225,7 @@ impl Work<'_> {
     ) -> Result<()> {
         let Self { shared, .. } = self;
         let connection = &*connection.insert(shared.connect()?);
-        self.cancel.arm(connection.interrupt_handle())?;
+        self.cancel.arm(connection.interrupt_handle(), Manner::AtOnce)?;
         if !self.shares {
             shared.execute(connection, LOCK)?;
         } else if let Some(size) = self.rights.allowance.operator_memory {

@@ -1,6 +1,7 @@
 //! Flight SQL through arrow-flight's own client, and message by message where a client does what that one does not.
 
 mod ingest;
+mod interleavings;
 mod jdbc;
 mod prepared;
 mod session;

@@ -9,7 +9,7 @@ use prost::Message;
 use tonic::Code;
 use tonic_types::pb;
 
-use super::{message, refused, rows, table, texts};
+use super::{message, refused, rows, table, table_in, texts, update};
 use crate::support::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,4 +169,69 @@ async fn errors_tell_programs_their_class_and_position() {
             );
         }
     }
+}
+
+/// Every way of changing rows, with a RETURNING of its own, of a CTE or of none: what was planned is what comes, and what
+/// was done is not answered with an error.
+#[tokio::test(flavor = "multi_thread")]
+async fn planned_schema_of_a_change_is_the_one_that_comes() {
+    let server = TestServer::start().await;
+    let mut client = server.sql().await;
+    let changes = [
+        "INSERT INTO t VALUES (1, 'a')",
+        "INSERT INTO t SELECT 1 AS returning, 'a'",
+        "UPDATE t SET s = 'b'",
+        "DELETE FROM t",
+        "MERGE INTO t USING (SELECT 7 AS j) ON i = j WHEN NOT MATCHED THEN INSERT VALUES (j, 'm')",
+    ];
+    let (mut cases, mut planned_rows) = (Vec::new(), 0);
+    for change in changes {
+        cases.push(change.to_string());
+        cases.push(format!("{change} RETURNING *"));
+        cases.push(format!("{change} RETURNING i::HUGEINT AS \"Count\", [s], {{'returning': i}} -- returning"));
+        cases.push(format!("WITH c AS (SELECT 1 AS returning) {change}"));
+        cases.push(format!("WITH c AS (SELECT 1 AS returning) {change} RETURNING s"));
+        for inner in
+            ["INSERT INTO u VALUES (5) RETURNING i", "UPDATE u SET i = i + 1 RETURNING i", "DELETE FROM u RETURNING i"]
+        {
+            cases.push(format!("WITH c AS ({inner}) {change}"));
+            cases.push(format!("WITH c AS ({inner}) {change} RETURNING i, s"));
+            cases.push(format!("WITH c AS ({inner}) INSERT INTO t SELECT i, 'c' FROM c"));
+            cases.push(format!("WITH c AS ({inner}) INSERT INTO t SELECT i, 'c' FROM c RETURNING s"));
+        }
+    }
+    for inner in ["INSERT INTO u VALUES (5)", "UPDATE u SET i = i + 1", "DELETE FROM u"] {
+        cases.push(format!("WITH c AS ({inner} RETURNING i) SELECT * FROM c"));
+    }
+    for sql in cases {
+        for transacted in [false, true] {
+            update(&mut client, "CREATE OR REPLACE TABLE t AS SELECT 1 AS i, 'x' AS s").await;
+            update(&mut client, "CREATE OR REPLACE TABLE u AS SELECT 1 AS i").await;
+            let transaction = match transacted {
+                true => Some(client.begin_transaction().await.unwrap()),
+                false => None,
+            };
+            let state = "SELECT (SELECT list((i, s) ORDER BY i, s) FROM t), (SELECT list(i ORDER BY i) FROM u)";
+            let before = table_in(&mut client, state, transaction.as_ref()).await;
+            let outcome = client.execute(sql.clone(), transaction.clone()).await;
+            match outcome {
+                Ok(info) => {
+                    // Each batch has the schema that was announced.
+                    let (schema, _) = super::rows(&mut client, info).await;
+                    planned_rows += usize::from(!schema.fields().is_empty());
+                }
+                // DuckDB does not know it; then nothing was done.
+                Err(error) => {
+                    if transaction.is_none() {
+                        assert_eq!(table(&mut client, state).await, before, "{sql}: {error}");
+                    }
+                }
+            }
+            if let Some(transaction) = transaction {
+                // Where the change was refused, so is this.
+                let _ = client.end_transaction(transaction, arrow_flight::sql::EndTransaction::Rollback).await;
+            }
+        }
+    }
+    assert!(planned_rows > 40, "{planned_rows}");
 }

@@ -1,0 +1,70 @@
+//! The rows of a running statement, taken step by step, so that a cancellation is noticed between two steps.
+//!
+//! DuckDB aborts a transaction when an interrupt meets a SELECT in it, and leaves it as it is when the SELECT's result is
+//! closed before its end.
+
+use duckdb::{
+    arrow::ArrowArray,
+    query_result::{ArrowQueryResult, ArrowResultStep, ResultType},
+};
+
+use super::{Shared, pool::Cancel};
+use crate::error::{Error, Result};
+
+/// A result that is closed when this is dropped.
+pub(super) struct Steps<'r> {
+    result: ArrowQueryResult<'r>,
+    cancel: &'r Cancel,
+    shared: &'r Shared,
+    over: bool,
+}
+
+impl<'r> Steps<'r> {
+    pub(super) fn of(result: ArrowQueryResult<'r>, cancel: &'r Cancel, shared: &'r Shared) -> Self {
+        Self { result, cancel, shared, over: false }
+    }
+
+    pub(super) fn result(&self) -> &ArrowQueryResult<'r> {
+        &self.result
+    }
+
+    pub(super) fn result_type(&self) -> Result<ResultType> {
+        self.result.result_type().map_err(|error| self.shared.cause(&error))
+    }
+
+    pub(super) fn next(&mut self) -> Result<Option<ArrowArray>> {
+        let cause = |error: duckdb::Error| self.shared.cause(&error);
+        loop {
+            self.cancel.check()?;
+            let step = self.result.step().map_err(cause).inspect_err(|_| self.over = true)?;
+            match step {
+                // At most some milliseconds: DuckDB looks up now and then.
+                ArrowResultStep::Waiting => self.result.wait().map_err(cause)?,
+                ArrowResultStep::Finished => {
+                    self.over = true;
+                    return Ok(None);
+                }
+                ArrowResultStep::Canceled => {
+                    self.over = true;
+                    return Err(Error::Cancelled);
+                }
+                ArrowResultStep::Array(array) => return Ok(Some(array)),
+            }
+        }
+    }
+
+    /// Runs it to its end; how many rows it changed.
+    pub(super) fn drain(&mut self) -> Result<usize> {
+        self.over = true;
+        self.result.drain().map_err(|error| self.shared.cause(&error))
+    }
+}
+
+impl Drop for Steps<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            // Closing the result waits for DuckDB's workers, and they do not look whether it is closed.
+            self.cancel.stop_workers();
+        }
+    }
+}
