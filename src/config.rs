@@ -38,6 +38,7 @@ pub struct Config {
     pub admin: Admin,
     pub database: Database,
     pub ingest: Ingest,
+    pub put: Put,
     pub exchange: Exchange,
     pub wasm: Wasm,
     pub auth: Auth,
@@ -93,6 +94,12 @@ impl Database {
 pub struct Ingest {
     pub workers: usize,
     pub preserve_order: bool,
+}
+
+/// What a DoPut must be.
+#[derive(Debug, Clone)]
+pub struct Put {
+    pub require_end: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -348,6 +355,7 @@ impl Default for Config {
                 debug: Vec::new(),
             },
             ingest: Ingest { workers: 2, preserve_order: true },
+            put: Put { require_end: false },
             exchange: Exchange {
                 memory_limit: Size::mib(512),
                 temp_size: Size::mib(1024),
@@ -571,6 +579,10 @@ const KEYS: &[Key] = &[
     key!(
         ingest.preserve_order,
         "Whether rows are stored in the order they were sent. Turning it off lets workers finish out of order."
+    ),
+    key!(
+        put.require_end,
+        "Whether rows of a DoPut are stored only after an explicit end, a last app_metadata {\"end\": true, \"rows\": N}: without it a client that fails half way may look like one that has sent everything. With it ADBC's ingest, which cannot send an end, is refused."
     ),
     key!(
         exchange.memory_limit,

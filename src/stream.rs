@@ -5,12 +5,13 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use futures::{Stream, StreamExt, stream::BoxStream};
+use tokio::sync::oneshot;
 
 use crate::error::Result;
 
@@ -45,7 +46,7 @@ impl RecordBatchStream {
         let Self { schema, mut batches } = self;
         let mut end = Some(end);
         let watched = futures::stream::poll_fn(move |cx| {
-            let item = std::task::ready!(batches.as_mut().poll_next(cx));
+            let item = ready!(batches.as_mut().poll_next(cx));
             let outcome = match &item {
                 Some(Ok(_)) => None,
                 Some(Err(error)) => Some(Err(error.clone())),
@@ -57,6 +58,14 @@ impl RecordBatchStream {
             Poll::Ready(item)
         });
         Self::new(schema, watched)
+    }
+
+    /// The same stream, and what of it is left over where its reader drops it before its end.
+    pub fn lent(self) -> (Self, oneshot::Receiver<Self>) {
+        let (sender, left) = oneshot::channel();
+        let schema = self.schema();
+        let lent = Lent { stream: Some(self), giving_back: Some(sender) };
+        (Self::new(schema, lent), left)
     }
 
     /// Keeps `guard` alive as long as the stream is.
@@ -77,6 +86,35 @@ impl Stream for RecordBatchStream {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.batches.as_mut().poll_next(cx)
+    }
+}
+
+/// Gives its stream back when it is dropped before the end.
+struct Lent {
+    /// `None` once it has ended.
+    stream: Option<RecordBatchStream>,
+    giving_back: Option<oneshot::Sender<RecordBatchStream>>,
+}
+
+impl Stream for Lent {
+    type Item = Result<RecordBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
+        let item = ready!(stream.poll_next_unpin(cx));
+        if !matches!(item, Some(Ok(_))) {
+            self.stream = None;
+        }
+        Poll::Ready(item)
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let (Some(stream), Some(giving_back)) = (self.stream.take(), self.giving_back.take()) {
+            // Whoever lent it may be gone.
+            let _ = giving_back.send(stream);
+        }
     }
 }
 

@@ -18,6 +18,10 @@ from clients.protocol import Arrivals, measured, serve
 from workloads import BATCH_ROWS, FINGERPRINT, Workload
 
 
+EXPLICIT = (b"x-mallard-end", b"explicit")
+EXPLICIT_END = flight.FlightCallOptions(headers=[EXPLICIT])
+
+
 class PyarrowClient:
     def __init__(self):
         self.connections = {}
@@ -42,10 +46,13 @@ class PyarrowClient:
 
     def put(self, request):
         with measured() as answer:
-            writer, _ = self._first(request).do_put(target(request), self.batches[0].schema, compressed(request))
+            writer, _ = self._first(request).do_put(
+                target(request), self.batches[0].schema, compressed(request, EXPLICIT)
+            )
             with writer:
                 for batch in self.batches:
                     writer.write_batch(batch)
+                writer.write_metadata(end_of(sum(batch.num_rows for batch in self.batches)))
         return answer | {"rows": sum(batch.num_rows for batch in self.batches)}
 
     def relay(self, request):
@@ -53,11 +60,12 @@ class PyarrowClient:
         rows = 0
         with measured() as answer:
             reader = self._first(request).do_get(all_of(request))
-            writer, _ = self._connected(request["servers"][1]).do_put(target(request), reader.schema)
+            writer, _ = self._connected(request["servers"][1]).do_put(target(request), reader.schema, EXPLICIT_END)
             with writer:
                 for chunk in reader:
                     rows += chunk.data.num_rows
                     writer.write_batch(chunk.data)
+                writer.write_metadata(end_of(rows))
         return answer | {"rows": rows}
 
     def pull(self, request):
@@ -165,11 +173,16 @@ def ask(connection, sql):
     return connection.do_get(flight.Ticket(sql.encode())).read_all()
 
 
-def compressed(request):
+def end_of(rows):
+    """The last message of a DoPut: everything has been sent. Other servers than Mallard pass over it."""
+    return json.dumps({"end": True, "rows": rows}).encode()
+
+
+def compressed(request, *headers):
     """Call options: the IPC compression that the request names, asked of the server and done here."""
     codec = request.get("compression", "none")
     return flight.FlightCallOptions(
-        headers=[(b"x-mallard-ipc-compression", codec.encode())] if codec != "none" else [],
+        headers=[*headers, *([(b"x-mallard-ipc-compression", codec.encode())] if codec != "none" else [])],
         write_options=pa.ipc.IpcWriteOptions(compression=None if codec == "none" else codec),
     )
 

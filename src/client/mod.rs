@@ -21,7 +21,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Request, Status, Streaming, body::Body, transport::Channel};
+use tonic::{Request, Status, Streaming, body::Body, metadata::MetadataValue, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tower::{Service, ServiceExt};
 
@@ -36,7 +36,7 @@ use crate::{
     location::Location,
     stream::RecordBatchStream,
     telemetry::{ClientSpan, Method},
-    wire::{self, FLIGHT_SERVICE, Sending},
+    wire::{self, END_HEADER, EXPLICIT, FLIGHT_SERVICE, Sending},
 };
 use connect::Headers;
 
@@ -191,7 +191,8 @@ impl Client {
         span.of(listed.map_err(|status| self.broken()(&status))).await
     }
 
-    /// Sends the stream into a table, named by its parts; all of it is stored or nothing.
+    /// Sends the stream into a table, named by its parts; all of it is stored or nothing. It says its own end: a server that
+    /// sees the call end without it, for whatever reason, stores nothing.
     pub async fn put(&self, path: &[String], input: RecordBatchStream) -> Result<Stored> {
         let results = self.put_to(FlightDescriptor::new_path(path.to_vec()), input).await?;
         let last = results.last().ok_or_else(|| Error::Stream(format!("{}: DoPut answered nothing", self.peer)))?;
@@ -201,8 +202,9 @@ impl Client {
 
     /// Sends the stream to what the descriptor says; all that is answered.
     async fn put_to(&self, descriptor: FlightDescriptor, input: RecordBatchStream) -> Result<Vec<PutResult>> {
-        let (body, mut failed, _guard) = upload(input, self.headers.compression, descriptor);
-        let (span, request) = self.request("DoPut", body);
+        let (body, mut failed, _guard) = upload(input, self.headers.compression, descriptor, true);
+        let (span, mut request) = self.request("DoPut", body);
+        request.metadata_mut().insert(END_HEADER, MetadataValue::from_static(EXPLICIT));
         let call = async {
             let answer = self.call("DoPut", request).await?;
             wire::messages::<PutResult>(answer).try_collect::<Vec<_>>().await.map_err(|status| self.broken()(&status))
@@ -220,7 +222,7 @@ impl Client {
     /// Sends the stream through an exchanger; its answer comes while the input is sent.
     pub async fn exchange(&self, name: &str, input: RecordBatchStream) -> Result<RecordBatchStream> {
         let (body, mut failed, guard) =
-            upload(input, self.headers.compression, FlightDescriptor::new_cmd(name.to_string()));
+            upload(input, self.headers.compression, FlightDescriptor::new_cmd(name.to_string()), false);
         let (span, request) = self.request("DoExchange", body);
         let opening = self.batches("DoExchange", request);
         let opening = async {
@@ -298,6 +300,7 @@ fn upload(
     input: RecordBatchStream,
     compression: Option<Compression>,
     descriptor: FlightDescriptor,
+    says_end: bool,
 ) -> (Body, Fuse<oneshot::Receiver<Error>>, DropGuard) {
     let (failed, failure) = oneshot::channel();
     let stop = CancellationToken::new();
@@ -306,7 +309,7 @@ fn upload(
         let _ = failed.send(error);
     };
     let sending = Sending { message_size: MESSAGE_SIZE, compression: compression.unwrap_or_default() };
-    let body = wire::upload(input, sending, descriptor, stop.clone(), failed);
+    let body = wire::upload(input, sending, descriptor, says_end, stop.clone(), failed);
     // Fused: it is asked again after the input has ended well.
     (body, failure.fuse(), stop.drop_guard())
 }

@@ -1,6 +1,7 @@
 //! DoPut: a stream into a table, all of it or nothing; through exchangers before it is stored, where the call says so.
 
 use arrow_flight::PutResult;
+use futures::TryStreamExt;
 use serde_json::json;
 
 use super::{
@@ -12,7 +13,7 @@ use crate::{
     error::{Error, Result},
     exchange::Chain,
     telemetry::Direction,
-    wire::Upload,
+    wire::{EndRule, Upload},
 };
 
 impl Flight {
@@ -28,9 +29,16 @@ impl Flight {
             }
             Command::FlightSql(command) => return self.sql_put(command, upload, caller).await,
         };
+        let upload = upload.require_end(self.config.put.require_end.then_some(EndRule::Configuration));
+        let requires_end = upload.requires_end();
         let input = counted(&caller.call, Direction::Received, upload.batches().await?);
+        let (input, left) = input.lent();
         let input = self.through(caller, chain, input).await?;
         let staged = self.engine.ingest(&caller.identity.rights, &table, Mode::CreateOrAppend, input, false).await?;
+        // An exchanger need not read its input to the end; whether that was whole shows only there.
+        if requires_end && let Ok(mut left) = left.await {
+            while left.try_next().await?.is_some() {}
+        }
         let (rows, bytes) = (staged.rows, staged.bytes);
         staged.commit().await?;
         Ok(PutResult { app_metadata: json!({"rows": rows, "bytes": bytes}).to_string().into() })

@@ -9,7 +9,7 @@ use http::{HeaderMap, Request, Response, header::USER_AGENT};
 use tonic::{Status, body::Body, codec::CompressionEncoding};
 use tower::Service;
 
-use super::service::{Caller, Flight, broken, chain};
+use super::service::{Caller, Flight, broken, chain, end};
 use crate::{
     config::Config,
     error::Error,
@@ -70,10 +70,10 @@ impl Router {
 
     fn put(self, request: Request<Body>) -> Result<Response<Body>, Status> {
         let caller = Caller::of(request.extensions())?;
-        let chain = chain(request.headers())?;
+        let (chain, end) = (chain(request.headers())?, end(request.headers())?);
         let messages = wire::request_within(request.into_body(), self.max_message, self.budget.clone());
         Ok(wire::answer(futures::stream::once(async move {
-            let upload = wire::open(messages, broken).await?;
+            let upload = wire::open(messages, broken).await?.require_end(end);
             Ok(self.flight.put(upload, &caller, chain).await?)
         })))
     }

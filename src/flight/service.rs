@@ -24,7 +24,7 @@ use crate::{
     session::Sessions,
     stream::{RecordBatchStream, batch_bytes},
     telemetry::{Call, Direction, Metrics},
-    wire::{self, COMPRESSION_HEADER, Sending},
+    wire::{self, COMPRESSION_HEADER, END_HEADER, EndRule, Sending},
 };
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -115,6 +115,11 @@ pub(super) fn chain(headers: &HeaderMap) -> Result<Option<Chain>, Error> {
     let text =
         text.map_err(|_| Error::invalid(format!("the header {EXCHANGE_HEADER} is not ASCII; JSON has \\u escapes")))?;
     Chain::parse(text).map(Some)
+}
+
+/// Whether a DoPut's header announces an explicit end.
+pub(super) fn end(headers: &HeaderMap) -> Result<Option<EndRule>, Error> {
+    EndRule::of(headers.get(END_HEADER).map(|value| value.as_bytes()))
 }
 
 /// The standard answer of DoGet and DoExchange: schema, then batches.
@@ -210,10 +215,10 @@ impl FlightService for Flight {
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
         let (flight, caller) = (self.clone(), Caller::of(request.extensions())?);
-        let chain = chain(request.metadata().as_ref())?;
+        let (chain, end) = (chain(request.metadata().as_ref())?, end(request.metadata().as_ref())?);
         // The answer's headers go out at once: some clients read them before they send.
         let answer = stream::once(async move {
-            let upload = wire::open(request.into_inner(), broken).await?;
+            let upload = wire::open(request.into_inner(), broken).await?.require_end(end);
             Ok(flight.put(upload, &caller, chain).await?)
         });
         Ok(Response::new(answer.boxed()))

@@ -1,16 +1,23 @@
 //! FlightData -> record batches.
 
-use std::{collections::HashMap, panic::AssertUnwindSafe};
+use std::{
+    collections::HashMap,
+    panic::AssertUnwindSafe,
+    task::{Context, Poll, ready},
+};
 
+use arrow_array::RecordBatch;
 use arrow_flight::{
     FlightData, FlightDescriptor,
     decode::{DecodedFlightData, DecodedPayload, FlightDataDecoder},
     error::FlightError,
 };
 use arrow_schema::SchemaRef;
+use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt};
 use tonic::Status;
 
+use super::end::{EndRule, ExplicitEnd};
 use crate::{
     error::{Error, Result},
     stream::RecordBatchStream,
@@ -24,6 +31,7 @@ pub struct Upload {
     pub descriptor: FlightDescriptor,
     decoder: FlightDataDecoder,
     schema: Option<SchemaRef>,
+    end: ExplicitEnd,
     broken: Broken,
 }
 
@@ -40,27 +48,40 @@ pub async fn open(
         descriptor.ok_or_else(|| Error::invalid("the first message of the stream carries no FlightDescriptor"))?;
     let with_schema = !first.data_header.is_empty();
     let mut decoder = decoder(futures::stream::iter([Ok(first)]).chain(messages));
-    let schema = if with_schema { Some(schema(&mut decoder, broken).await?) } else { None };
-    Ok(Upload { descriptor, decoder, schema, broken })
+    let mut end = ExplicitEnd::default();
+    let schema = if with_schema { Some(schema(&mut decoder, &mut end, broken).await?) } else { None };
+    Ok(Upload { descriptor, decoder, schema, end, broken })
 }
 
 impl Upload {
+    /// From now on the stream ends in an error unless its last message says that it is whole, see [`EndRule`].
+    pub fn require_end(mut self, rule: Option<EndRule>) -> Self {
+        rule.into_iter().for_each(|rule| self.end.require(rule));
+        self
+    }
+
+    /// Whether somebody asks for an explicit end.
+    pub fn requires_end(&self) -> bool {
+        self.end.is_required()
+    }
+
     /// The record batches, once the schema is there.
     pub async fn batches(mut self) -> Result<RecordBatchStream> {
         let schema = match self.schema.take() {
             Some(schema) => schema,
-            None => schema(&mut self.decoder, self.broken).await?,
+            None => schema(&mut self.decoder, &mut self.end, self.broken).await?,
         };
-        Ok(stream(schema, self.decoder, self.broken))
+        Ok(stream(schema, self.decoder, self.end, self.broken))
     }
 
     /// The same, where a client may send nothing but the descriptor.
     pub async fn batches_if_any(mut self) -> Result<Option<RecordBatchStream>> {
         let schema = match self.schema.take() {
             Some(schema) => Some(schema),
-            None => schema_if_any(&mut self.decoder, self.broken).await?,
+            None => schema_if_any(&mut self.decoder, &mut self.end, self.broken).await?,
         };
-        Ok(schema.map(|schema| stream(schema, self.decoder, self.broken)))
+        let Some(schema) = schema else { return self.end.finish().map(|()| None) };
+        Ok(Some(stream(schema, self.decoder, self.end, self.broken)))
     }
 }
 
@@ -70,19 +91,22 @@ pub async fn decode(
     broken: impl Fn(&Status) -> Error + Send + Sync + 'static,
 ) -> Result<RecordBatchStream> {
     let mut decoder = decoder(messages);
-    let schema = schema(&mut decoder, &broken).await?;
-    Ok(stream(schema, decoder, broken))
+    let mut end = ExplicitEnd::default();
+    let schema = schema(&mut decoder, &mut end, &broken).await?;
+    Ok(stream(schema, decoder, end, broken))
 }
 
-/// Messages without a header carry metadata alone, which nobody here reads; arrow-flight's decoder would refuse them.
+/// A flatbuffer of an IPC message of no type: the offset of its table, a vtable of no fields, the table.
+static NO_MESSAGE: [u8; 12] = [8, 0, 0, 0, 4, 0, 4, 0, 4, 0, 0, 0];
+
+/// Messages without a header carry app_metadata alone. arrow-flight's decoder refuses them, and lets a message of no type pass.
 fn decoder(messages: impl Stream<Item = Result<FlightData, Status>> + Send + 'static) -> FlightDataDecoder {
-    let with_header = |item: &Result<FlightData, Status>| {
-        futures::future::ready(item.as_ref().map_or(true, |message| !message.data_header.is_empty()))
-    };
-    let messages = messages.filter(with_header);
     let mut dictionaries = HashMap::new();
     FlightDataDecoder::new(messages.map(move |item| {
-        let message = item.map_err(|status| FlightError::Tonic(Box::new(status)))?;
+        let mut message = item.map_err(|status| FlightError::Tonic(Box::new(status)))?;
+        if message.data_header.is_empty() {
+            message.data_header = Bytes::from_static(&NO_MESSAGE);
+        }
         check_buffers(&message, &mut dictionaries)?;
         Ok(message)
     }))
@@ -149,16 +173,22 @@ fn check_buffers(message: &FlightData, dictionaries: &mut HashMap<i64, u64>) -> 
     Ok(())
 }
 
-async fn schema(decoder: &mut FlightDataDecoder, broken: impl Fn(&Status) -> Error) -> Result<SchemaRef> {
-    let schema = schema_if_any(decoder, broken).await?;
+async fn schema(
+    decoder: &mut FlightDataDecoder,
+    end: &mut ExplicitEnd,
+    broken: impl Fn(&Status) -> Error,
+) -> Result<SchemaRef> {
+    let schema = schema_if_any(decoder, end, broken).await?;
     schema.ok_or_else(|| Error::Stream("the stream ended before its schema".into()))
 }
 
 async fn schema_if_any(
     decoder: &mut FlightDataDecoder,
+    end: &mut ExplicitEnd,
     broken: impl Fn(&Status) -> Error,
 ) -> Result<Option<SchemaRef>> {
     while let Some(message) = next(decoder, &broken).await? {
+        end.message(0, &message.inner.app_metadata)?;
         match message.payload {
             DecodedPayload::Schema(schema) => return Ok(Some(schema)),
             DecodedPayload::None => {}
@@ -187,20 +217,40 @@ fn panicked() -> Error {
 fn stream(
     schema: SchemaRef,
     decoder: FlightDataDecoder,
+    mut end: ExplicitEnd,
     broken: impl Fn(&Status) -> Error + Send + Sync + 'static,
 ) -> RecordBatchStream {
     let expected = schema.clone();
-    let batches = AssertUnwindSafe(decoder).catch_unwind().filter_map(move |item| {
-        let item = match item.map_or_else(|_| Err(panicked()), |item| item.map_err(|error| cause(error, &broken))) {
-            Err(error) => Some(Err(error)),
-            Ok(message) => match message.payload {
-                DecodedPayload::RecordBatch(batch) => Some(Ok(batch)),
-                DecodedPayload::None => None,
-                DecodedPayload::Schema(again) if again == expected => None,
-                DecodedPayload::Schema(_) => Some(Err(Error::Stream("the schema changed within the stream".into()))),
-            },
-        };
-        futures::future::ready(item)
+    let mut messages = AssertUnwindSafe(decoder).catch_unwind();
+    let mut ended = false;
+    let mut next = move |cx: &mut Context<'_>| -> Poll<Result<Option<RecordBatch>>> {
+        loop {
+            let item = ready!(messages.poll_next_unpin(cx));
+            let Some(item) = item else { return Poll::Ready(end.finish().map(|()| None)) };
+            let message = match item {
+                Ok(message) => message.map_err(|error| cause(error, &broken))?,
+                Err(_panic) => return Poll::Ready(Err(panicked())),
+            };
+            let app_metadata = &message.inner.app_metadata;
+            match message.payload {
+                DecodedPayload::RecordBatch(batch) => {
+                    end.message(batch.num_rows(), app_metadata)?;
+                    return Poll::Ready(Ok(Some(batch)));
+                }
+                DecodedPayload::Schema(again) if again != expected => {
+                    return Poll::Ready(Err(Error::Stream("the schema changed within the stream".into())));
+                }
+                DecodedPayload::Schema(_) | DecodedPayload::None => end.message(0, app_metadata)?,
+            }
+        }
+    };
+    let batches = futures::stream::poll_fn(move |cx| {
+        if ended {
+            return Poll::Ready(None);
+        }
+        let item = ready!(next(cx)).transpose();
+        ended = !matches!(item, Some(Ok(_)));
+        Poll::Ready(item)
     });
     RecordBatchStream::new(schema, batches)
 }

@@ -4,11 +4,12 @@
 //! specification, and serves calls that use gRPC's compression. The other one reads and writes the HTTP/2 bodies itself:
 //! out of `frame` come segments that are the columns' own buffers, and `parse` copies what comes in once, into aligned
 //! buffers. `outgoing` and `incoming` are their bodies, `budget` is what
-//! all that comes in may hold, and `watched` ends what stands still.
+//! all that comes in may hold, `end` is how a client says that what it sent is whole, and `watched` ends what stands still.
 
 mod budget;
 mod decode;
 mod encode;
+mod end;
 mod frame;
 mod incoming;
 mod outgoing;
@@ -18,6 +19,7 @@ mod watched;
 pub use budget::Budget;
 pub use decode::{Upload, decode, open};
 pub use encode::{Sending, encode, schema_bytes};
+pub use end::{END_HEADER, EXPLICIT, EndRule};
 pub use incoming::{first, messages, request, request_within, response};
 pub use outgoing::{answer, respond, single, upload};
 pub use watched::{Answer, count, watch};

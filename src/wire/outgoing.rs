@@ -2,10 +2,14 @@
 
 use std::{
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
-use arrow_flight::FlightDescriptor;
+use arrow_flight::{FlightData, FlightDescriptor};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream::BoxStream};
 use http::{HeaderMap, HeaderValue, Response, header::CONTENT_TYPE};
@@ -15,6 +19,7 @@ use tonic::{Status, body::Body};
 
 use super::{
     encode::{Sending, frames},
+    end::app_metadata,
     frame::{Segments, small_message},
 };
 use crate::{
@@ -62,16 +67,29 @@ pub fn single(message: &impl prost::Message) -> Body {
 }
 
 /// The request of a call that streams record batches. The server sees the call reset where they end in an error, which
-/// goes to `failed`, and where `stop` is cancelled before they end.
+/// goes to `failed`, and where `stop` is cancelled before they end. Where they end well, the last message says so if
+/// `says_end`, with the number of rows (see [`END_HEADER`](super::END_HEADER)).
 pub fn upload(
     stream: RecordBatchStream,
     sending: Sending,
     descriptor: FlightDescriptor,
+    says_end: bool,
     stop: CancellationToken,
     failed: impl FnOnce(Error) + Send + 'static,
 ) -> Body {
     let mut failed = Some(failed);
-    let messages = frames(stream, sending, Some(descriptor)).map(move |message| {
+    let rows = Arc::new(AtomicU64::new(0));
+    let counted = rows.clone();
+    let stream = stream.inspect(move |batch| {
+        counted.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+    });
+    // Asked for when the batches have ended; an error ends the body before.
+    let end = futures::stream::once(async move {
+        let app_metadata = app_metadata(rows.load(Ordering::Relaxed)).into();
+        Ok(small_message(&FlightData { app_metadata, ..FlightData::default() }))
+    });
+    let end = futures::stream::iter(says_end.then_some(end)).flatten();
+    let messages = frames(stream, sending, Some(descriptor)).chain(end).map(move |message| {
         message.map_err(|error| {
             if let Some(failed) = failed.take() {
                 failed(error);

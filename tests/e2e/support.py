@@ -70,9 +70,11 @@ class Server:
     def put(self, table, rows, options=None):
         """Sends a pyarrow table; answers the JSON of the PutResult."""
         with self.client() as client:
+            options = options or flight.FlightCallOptions(headers=[(b"x-mallard-end", b"explicit")])
             writer, results = client.do_put(flight.FlightDescriptor.for_path(table), rows.schema, options)
             with writer:
                 writer.write_table(rows, max_chunksize=61_440)
+                writer.write_metadata(json.dumps({"end": True, "rows": rows.num_rows}).encode())
                 writer.done_writing()
                 return json.loads(results.read().to_pybytes())
 

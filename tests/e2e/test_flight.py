@@ -1,5 +1,7 @@
 """The Flight calls as a stock pyarrow client makes them: data, catalog, exchangers, actions, errors, cancellation."""
 
+import gc
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -141,6 +143,68 @@ os._exit(7)
 """
     assert subprocess.run([sys.executable, "-c", dying]).returncode == 7
     until(lambda: server.metric("mallard_streams_open") == 0, seconds=10, what="the end of the put")
+    with refused("NOT_FOUND", table):
+        server.query(f"FROM {table}")
+
+
+EXPLICIT = flight.FlightCallOptions(headers=[(b"x-mallard-end", b"explicit")])
+
+
+def failing(server, table, options, inside_with):
+    """A program whose source fails half way; pyarrow ends its stream cleanly all the same."""
+
+    def source():
+        yield from numbers(batches=5)
+        raise RuntimeError("the source failed")
+
+    with server.client() as client:
+        writer, _ = client.do_put(flight.FlightDescriptor.for_path(table), numbers()[0].schema, options)
+        with writer if inside_with else nullcontext():
+            for batch in source():
+                writer.write_batch(batch)
+            writer.write_metadata(b'{"end": true, "rows": 10000}')
+            writer.done_writing()
+
+
+@pytest.mark.parametrize("inside_with", [False, True], ids=["collected", "with-writer"])
+def test_a_client_that_raises_half_way_leaves_nothing_where_it_announced_an_explicit_end(server, table, inside_with):
+    # With `with writer:` the server's refusal may come in place of the program's own error.
+    with pytest.raises((RuntimeError, pa.ArrowInvalid)):
+        failing(server, table, EXPLICIT, inside_with)
+    gc.collect()
+    until(lambda: server.metric("mallard_streams_open") == 0, seconds=10, what="the end of the put")
+    with refused("NOT_FOUND", table):
+        server.query(f"FROM {table}")
+
+
+def test_an_explicit_end_that_fits_stores_the_rows(server, table):
+    for batches in (0, 3):
+        with server.client() as client:
+            writer, results = client.do_put(flight.FlightDescriptor.for_path(table), numbers()[0].schema, EXPLICIT)
+            with writer:
+                for batch in numbers(batches):
+                    writer.write_batch(batch)
+                writer.write_metadata(b'{"end": true, "rows": %d}' % (batches * 1000))
+                writer.done_writing()
+                assert json.loads(results.read().to_pybytes())["rows"] == batches * 1000
+    # The end may come with the last rows.
+    with server.client() as client:
+        writer, results = client.do_put(flight.FlightDescriptor.for_path(table), numbers()[0].schema, EXPLICIT)
+        with writer:
+            writer.write_with_metadata(numbers()[0], b'{"end": true, "rows": 1000}')
+            writer.done_writing()
+            assert json.loads(results.read().to_pybytes())["rows"] == 1000
+    assert server.query(f"SELECT count(*) AS n FROM {table}") == [{"n": 4000}]
+
+
+def test_an_explicit_end_that_does_not_fit_is_refused(server, table):
+    with refused("INVALID_ARGUMENT", "999 rows, and 1000 came"), server.client() as client:
+        writer, results = client.do_put(flight.FlightDescriptor.for_path(table), numbers()[0].schema, EXPLICIT)
+        with writer:
+            writer.write_batch(numbers()[0])
+            writer.write_metadata(b'{"end": true, "rows": 999}')
+            writer.done_writing()
+            results.read()
     with refused("NOT_FOUND", table):
         server.query(f"FROM {table}")
 

@@ -20,6 +20,7 @@ mod docs;
 mod endpoints;
 mod exchange;
 mod exchangers;
+mod explicit_end;
 mod faults;
 mod flight_sql;
 mod floods;

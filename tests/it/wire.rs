@@ -100,7 +100,7 @@ async fn uploaded(
     descriptor: FlightDescriptor,
 ) -> Vec<Bytes> {
     let failed = |error: Error| panic!("{error}");
-    let body = wire::upload(stream_of(schema, batches), sending, descriptor, CancellationToken::new(), failed);
+    let body = wire::upload(stream_of(schema, batches), sending, descriptor, false, CancellationToken::new(), failed);
     drain(body).await.0
 }
 

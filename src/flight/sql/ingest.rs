@@ -8,7 +8,7 @@ use crate::{
     error::{Error, Result},
     flight::service::{Caller, Flight, counted},
     telemetry::Direction,
-    wire::Upload,
+    wire::{EndRule, Upload},
 };
 
 impl Flight {
@@ -42,6 +42,7 @@ impl Flight {
             }
         };
         let target = Target { table, mode, temporary: command.temporary, line, settings: place.settings };
+        let upload = upload.require_end(self.config.put.require_end.then_some(EndRule::ConfigurationOfIngest));
         let input = counted(call, Direction::Received, upload.batches().await?);
         let staged = self.engine.ingest_into(&identity.rights, target, input, false).await?;
         let rows = i64::try_from(staged.rows).unwrap_or(i64::MAX);
