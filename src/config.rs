@@ -79,6 +79,7 @@ pub struct Database {
     pub lossless_types: bool,
     pub batch_rows: usize,
     pub stream_buffer: Size,
+    pub reopens: usize,
     /// Settings of DuckDB's that make it fail, for tests: no key reaches them.
     pub debug: Vec<(String, String)>,
 }
@@ -283,6 +284,9 @@ pub struct Limits {
     pub queue: usize,
     pub queue_timeout: Span,
     pub statement_timeout: Span,
+    pub fatal_errors: usize,
+    pub fatal_error_window: Span,
+    pub fatal_error_ban: Span,
     pub max_message_size: Size,
     pub send_message_size: Size,
     pub sql_length: Size,
@@ -352,6 +356,7 @@ impl Default for Config {
                 lossless_types: true,
                 batch_rows: 61_440,
                 stream_buffer: Size::mib(4),
+                reopens: 10,
                 debug: Vec::new(),
             },
             ingest: Ingest { workers: 2, preserve_order: true },
@@ -411,6 +416,9 @@ impl Default for Config {
                 queue: 256,
                 queue_timeout: Span(Duration::from_secs(30)),
                 statement_timeout: Span(Duration::ZERO),
+                fatal_errors: 2,
+                fatal_error_window: Span(Duration::from_secs(3600)),
+                fatal_error_ban: Span(Duration::from_secs(900)),
                 max_message_size: Size::mib(64),
                 send_message_size: Size::mib(2),
                 sql_length: Size(256 * 1024),
@@ -571,6 +579,10 @@ const KEYS: &[Key] = &[
     key!(
         database.stream_buffer,
         "What DuckDB may make of a statement's rows before they are taken; where several statements run, they share it."
+    ),
+    key!(
+        database.reopens,
+        "How often an hour a database file is reopened in the process after a fatal error in DuckDB; one more ends the process with exit code 70, as each does in memory. 0 means never."
     ),
     key!(
         ingest.workers,
@@ -743,6 +755,12 @@ const KEYS: &[Key] = &[
     ),
     key!(limits.queue_timeout, "How long a statement may wait for a free engine thread."),
     key!(limits.statement_timeout, "How long one statement may run, its stream included; \"0s\" means no limit."),
+    key!(
+        limits.fatal_errors,
+        "Internal errors in DuckDB, each of which interrupts everybody, that the statements of one user may meet within limits.fatal_error_window before the user is refused. 0 means no limit; without auth.enabled nobody is refused."
+    ),
+    key!(limits.fatal_error_window, "Within which they count."),
+    key!(limits.fatal_error_ban, "For how long the user is then refused."),
     key!(limits.max_message_size, "Largest gRPC message received. Larger ones end the call with RESOURCE_EXHAUSTED."),
     key!(
         limits.send_message_size,

@@ -91,6 +91,14 @@ pub enum Error {
     /// Bytes of the database, of its log or of a backup are not what was written.
     #[error("{0}")]
     Corrupt(String),
+    /// The statement met an error after which DuckDB has to open the database again, which is under way.
+    #[error("fatal error in DuckDB, and the database is being reopened: {0}")]
+    Fatal(String),
+    /// Another statement met such an error, and this one or what it needs ended with it.
+    #[error("{0}")]
+    Invalidated(String),
+    #[error("the database is being reopened after a fatal error: try again in a few seconds")]
+    Reopening,
     /// DuckDB has invalidated the database; nothing works until a restart.
     #[error("database is unusable until the server restarts: {0}")]
     Broken(String),
@@ -130,14 +138,14 @@ impl Error {
             Self::Timeout(_) | Self::Stalled(_) => Code::DeadlineExceeded,
             Self::Cancelled | Self::Killed(_) => Code::Cancelled,
             Self::Constraint(_) | Self::Spent(_) | Self::State(_) => Code::FailedPrecondition,
-            Self::Conflict(_) | Self::Unverified(_) | Self::Abandoned(_) => Code::Aborted,
-            Self::Draining | Self::Starting | Self::Unreachable(_) => Code::Unavailable,
+            Self::Conflict(_) | Self::Unverified(_) | Self::Abandoned(_) | Self::Invalidated(_) => Code::Aborted,
+            Self::Draining | Self::Starting | Self::Reopening | Self::Unreachable(_) => Code::Unavailable,
             Self::Unsupported(_) => Code::Unimplemented,
             Self::Exchanger { cause, .. } => cause.code(),
             Self::Remote { code, .. } => *code,
             Self::Io(_) | Self::InUse(_) => Code::FailedPrecondition,
             Self::Corrupt(_) => Code::DataLoss,
-            Self::Broken(_) | Self::Internal(_) => Code::Internal,
+            Self::Fatal(_) | Self::Broken(_) | Self::Internal(_) => Code::Internal,
         }
     }
 
@@ -171,6 +179,9 @@ impl Error {
             Self::Io(_) => "IO",
             Self::InUse(_) => "IN_USE",
             Self::Corrupt(_) => "CORRUPT",
+            Self::Fatal(_) => "FATAL",
+            Self::Invalidated(_) => "INVALIDATED",
+            Self::Reopening => "REOPENING",
             Self::Broken(_) => "BROKEN",
             Self::Internal(_) => "INTERNAL",
         }
@@ -217,6 +228,14 @@ impl Error {
                 let id = incident_id();
                 tracing::error!(incident = %id, %cause, "internal error");
                 format!("internal error, incident {id} in the server's log")
+            }
+            Self::Fatal(cause) => {
+                let id = incident_id();
+                tracing::error!(incident = %id, %cause, "fatal error in DuckDB; the database is being reopened");
+                format!(
+                    "the statement met a fatal error in DuckDB, incident {id} in the server's log; the database is being \
+                     reopened, and users whose statements do so again are refused (limits.fatal_errors)"
+                )
             }
             Self::Broken(cause) => {
                 let id = incident_id();

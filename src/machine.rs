@@ -128,3 +128,10 @@ pub fn bound_memory(bytes: u64) -> Result<()> {
     setrlimit(Resource::Data, Rlimit { current: Some(bytes), maximum })
         .map_err(|error| Error::Io(format!("cannot set limits.process_memory: {error}")))
 }
+
+/// Drops a value that takes a while to close on a thread of its own, and where no thread can be had, here: a destructor
+/// must not panic.
+pub fn drop_aside<T: Send + 'static>(value: T) {
+    // A thread that cannot be started drops the closure, and the value with it.
+    drop(std::thread::Builder::new().name("closing".into()).spawn(move || drop(value)));
+}

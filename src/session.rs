@@ -147,8 +147,11 @@ impl Sessions {
             None => (Settings::default(), None),
             Some(session) => {
                 session.used = Instant::now();
-                if let (Some(why), None) = (&session.lapsed, transaction) {
-                    return Err(why.clone());
+                if transaction.is_none() {
+                    let lost = session.renew();
+                    if let Some(why) = session.lapsed.clone().or(lost) {
+                        return Err(why);
+                    }
                 }
                 (session.settings.clone(), session.home.clone().filter(|_| session.lent.is_none()))
             }
@@ -182,6 +185,9 @@ impl Sessions {
                 "the session's connection is in a transaction; name that transaction, or end it first".into(),
             ));
         }
+        if let Some(lost) = session.renew() {
+            return Err(lost);
+        }
         Ok(session.home.get_or_insert_with(|| engine.line()).clone())
     }
 
@@ -207,6 +213,13 @@ impl Sessions {
             )?;
             bounded(state.transactions.len(), limits.transactions, "session.transactions", "transactions are open")?;
             let home = state.own(identity).filter(|session| session.lent.is_none());
+            let home = match home {
+                Some(session) => match session.renew() {
+                    Some(lost) => return Err(lost),
+                    None => Some(session),
+                },
+                None => None,
+            };
             // What the session has made is seen in the transaction, too.
             let home = home.and_then(|session| {
                 let line = session.home.clone().filter(|line| !line.in_transaction())?;
@@ -232,7 +245,18 @@ impl Sessions {
         if !commit {
             line.interrupt(&Error::State("its transaction was rolled back".into()));
         }
-        let ended = self.0.engine.end(&identity.rights, &line, commit).await;
+        let ended = match line.lost() {
+            // It is rolled back already.
+            Some(_) if !commit => Ok(()),
+            Some(lost) => Err(lost),
+            None => self.0.engine.end(&identity.rights, &line, commit).await,
+        };
+        if line.lost().is_some() {
+            // This client knows.
+            let mut state = self.lock();
+            let lent = state.sessions.values_mut().filter(|session| session.lent == Some(handle));
+            lent.for_each(|session| session.home = None);
+        }
         // Another statement still has it: it is as it was.
         if !matches!(&ended, Err(Error::Limit { .. } | Error::Killed(_))) {
             self.forget(handle);
@@ -262,8 +286,12 @@ impl Sessions {
 
     /// COMMIT or ROLLBACK as a text.
     pub async fn end_text(&self, identity: &Identity, commit: bool) -> Result<()> {
-        let lapsed = self.lock().own(identity).and_then(|session| session.lapsed.take());
+        let lapsed = self.lock().own(identity).and_then(|session| {
+            session.renew();
+            session.lapsed.take()
+        });
         if let Some(why) = lapsed {
+            self.gauge();
             return if commit { Err(why) } else { Ok(()) };
         }
         let line = self.home(identity)?;
@@ -550,6 +578,19 @@ impl Sessions {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    /// What went with a database that was reopened is told once, an open transaction until its client ends it; the session
+    /// then begins anew.
+    fn renew(&mut self) -> Option<Error> {
+        let line = self.home.take_if(|line| line.lost().is_some())?;
+        let lost = line.lost();
+        if self.lent.is_none() && line.in_transaction() {
+            self.lapsed = lost.clone();
+        }
+        lost
     }
 }
 

@@ -10,12 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use duckdb::{
-    Parameters,
-    connection::Connection,
-    environment::StorageLocation,
-    instance::{AttachBuilder, Instance},
-};
+use duckdb::{Parameters, connection::Connection, environment::StorageLocation, instance::AttachBuilder};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -23,7 +18,7 @@ use super::{
     catalog::quote,
     hold::{Hold, beside},
     ingest::Fingerprint,
-    pool::{Cancel, lock},
+    pool::Cancel,
     verify::{TableSum, sum_of, tables_of, verify},
 };
 use crate::{
@@ -60,9 +55,7 @@ impl Engine {
                 let Ok(_alone) = shared.backing_up.try_lock() else {
                     return Err(Error::Conflict("a backup is under way already".into()));
                 };
-                Work { shared, connection, cancel, directory: &directory }
-                    .run()
-                    .map_err(|error| shared.recognise(error))
+                Work { shared, connection, cancel, directory: &directory }.run()
             })
             .await;
         self.shared.metrics.backed_up(&made, began.elapsed());
@@ -202,13 +195,6 @@ impl Drop for Attached<'_> {
         {
             tracing::warn!(%error, %again, "a backup's file is still attached");
         }
-    }
-}
-
-impl Shared {
-    fn on_instance(&self, work: impl FnOnce(&Instance) -> duckdb::Result<()>) -> Result<()> {
-        let instance = lock(&self.instance);
-        work(instance.as_ref().ok_or(Error::Draining)?).map_err(|error| self.cause(&error))
     }
 }
 

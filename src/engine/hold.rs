@@ -119,14 +119,21 @@ impl Hold {
     }
 }
 
-impl Drop for Hold {
-    fn drop(&mut self) {
+impl Hold {
+    /// Gives the file's mode back. The lock stays.
+    pub(super) fn unseal(&mut self) {
         if let Some(mode) = self.sealed.take()
             && let Err(error) = std::fs::set_permissions(&self.database, Permissions::from_mode(mode))
         {
             let database = self.database.display();
             tracing::warn!(%database, %error, "the database file's mode cannot be restored; the next start does it");
         }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.unseal();
         // Nobody holds it any more; the file stays, because removing it would race with whoever opens it now.
         let _ = Note::default().write(&mut self.lock);
     }

@@ -59,7 +59,7 @@ impl Engine {
                 shared.execute(connection, "COMMIT").map(drop)
             })();
             // A failed transaction ends with its connection.
-            stored.map_err(|error| shared.recognise(error))
+            stored
         })
         .await
     }
@@ -69,7 +69,7 @@ impl Engine {
         self.aside(move |shared, connection| {
             let (from, to) = version.map_or((0, u64::MAX), |version| (version, version));
             let delete = format!("DELETE FROM {} WHERE name = $1 AND version BETWEEN $2 AND $3", table());
-            change(shared, connection, &delete, &[&name, &from, &to]).map_err(|error| shared.recognise(error))
+            change(shared, connection, &delete, &[&name, &from, &to])
         })
         .await
     }

@@ -26,6 +26,7 @@ use crate::{
     access::{Rights, Role},
     config::Span,
     error::{Error, Result},
+    machine,
 };
 
 /// What a connection is set to before a statement.
@@ -107,6 +108,11 @@ impl Line {
         }
     }
 
+    /// Why it is gone, where that was the database's doing: it was reopened, and what the connection had went with it.
+    pub fn lost(&self) -> Option<Error> {
+        self.0.closed.get().filter(|why| matches!(why, Error::Invalidated(_))).cloned()
+    }
+
     /// Ends what runs on it, and nothing else.
     pub fn interrupt(&self, reason: &Error) {
         if let Some(running) = lock(&self.0.running).as_ref() {
@@ -123,7 +129,7 @@ impl Line {
         }
         let ends = self.0.clone();
         // Once the statement has noticed. DuckDB rolls back when a connection closes.
-        tokio::task::spawn_blocking(move || drop(ends.seat.blocking_lock().connection.take()));
+        tokio::spawn(async move { machine::drop_aside(ends.seat.lock().await.connection.take()) });
     }
 
     /// Waits until no other statement has the line.
@@ -145,10 +151,8 @@ impl Line {
 impl Drop for Ends {
     /// The last clone is gone, and nobody sits: only the connection is left.
     fn drop(&mut self) {
-        let Some(connection) = self.seat.try_lock().ok().and_then(|mut kept| kept.connection.take()) else { return };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(connection))),
-            Err(_no_runtime) => drop(connection),
+        if let Some(connection) = self.seat.try_lock().ok().and_then(|mut kept| kept.connection.take()) {
+            machine::drop_aside(connection);
         }
     }
 }
@@ -404,7 +408,7 @@ impl Engine {
             let outcome = work(&shared, seat.kept());
             seen.identify_turn(sql);
             shared.notice_checkpoint();
-            let outcome = outcome.map_err(|error| shared.recognise(error));
+            let outcome = outcome.map_err(|error| shared.recognise(error, Some(seen.suspect())));
             seen.end(&outcome);
             drop(seat);
             // A receiver that is gone needs no answer.
@@ -429,6 +433,7 @@ impl Engine {
             let mut place = Place::Kept(seat);
             place.runs(&cancel);
             let outcome = place.on_line(&shared, &cancel, work);
+            let outcome = outcome.map_err(|error| shared.recognise(error, None));
             let outcome = cancel.explain(outcome);
             place.settle(&shared, &cancel);
             drop(place);
@@ -436,6 +441,23 @@ impl Engine {
             let _ = answer.send(outcome);
         });
         answered.await.map_err(|_| Error::internal("an engine thread ended without an answer"))?
+    }
+
+    /// Closes the connections of lines on which nothing runs, and tells the others to end; they hold the database open.
+    pub(super) fn lose_lines(&self, reason: &Error) {
+        let lines: Vec<Arc<Ends>> = lock(&self.shared.lines).iter().filter_map(Weak::upgrade).collect();
+        for line in lines {
+            match line.seat.try_lock() {
+                // One that has no connection has lost nothing.
+                Ok(kept) if kept.connection.is_none() => continue,
+                Ok(mut kept) => {
+                    // The first reason stands.
+                    let _ = line.closed.set(reason.clone());
+                    drop(kept.connection.take());
+                }
+                Err(_busy) => drop(line.closed.set(reason.clone())),
+            }
+        }
     }
 
     /// Closes what lines are left; their threads have ended.

@@ -23,6 +23,7 @@ mod open;
 mod plain;
 mod pool;
 mod query;
+mod reopen;
 mod sandbox;
 mod script;
 mod seen;
@@ -37,11 +38,14 @@ mod verify;
 mod wal;
 
 use std::{
-    sync::{Arc, Mutex, OnceLock, Weak, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, TryLockError, Weak,
+        atomic::{AtomicBool, AtomicU64},
+    },
     time::{Duration, Instant},
 };
 
-use duckdb::{Parameters, connection::Connection, instance::Instance};
+use duckdb::{Parameters, connection::Connection, environment::Environment, instance::Instance};
 use tokio::sync::{oneshot, watch};
 
 pub use act::Act;
@@ -70,6 +74,7 @@ use error::Redact;
 use hold::Hold;
 use interruption::Manner;
 use pool::{Cancel, Pool, Slot, lock};
+use reopen::Offenders;
 use seen::{Seen, Statements};
 use source::Sources;
 
@@ -82,8 +87,10 @@ pub struct Engine {
 
 /// What engine threads share.
 struct Shared {
-    /// `None` once the engine is closed. An instance is not `Sync`, so a connection is made under the lock.
-    instance: Mutex<Option<Instance>>,
+    /// One for all instances of this database, so that DuckDB sees whether the file is still open in another one.
+    environment: Environment,
+    /// An instance is not `Sync`, so a connection is made under the lock.
+    instance: Mutex<Served>,
     /// The lock and the seal of the database file; after the instance, because it outlives it.
     hold: Mutex<Option<Hold>>,
     config: Config,
@@ -100,8 +107,34 @@ struct Shared {
     database_name: OnceLock<String>,
     /// Held while a backup is made.
     backing_up: Mutex<()>,
-    /// Whether DuckDB has said that the database is unusable.
+    /// Whether DuckDB has said that the database is unusable, and it has not been reopened since.
     broken: watch::Sender<bool>,
+    /// Whether it is known whose statement that was.
+    blamed: AtomicBool,
+    offenders: Arc<Offenders>,
+    /// Held while the database is reopened or closed.
+    reopening: Mutex<()>,
+    /// When it was reopened.
+    reopened: Mutex<Vec<Instant>>,
+    /// Device and inode of the database file.
+    file: Mutex<Option<(u64, u64)>>,
+    /// Whether no statement may change a setting of the database.
+    locked: bool,
+}
+
+/// What becomes of the instance.
+enum Served {
+    Open(Instance),
+    Reopening,
+    /// It could not be reopened.
+    Unusable,
+    Closed,
+}
+
+impl Served {
+    fn is_open(&self) -> bool {
+        matches!(self, Self::Open(_))
+    }
 }
 
 impl Shared {
@@ -111,29 +144,12 @@ impl Shared {
 
     /// A statement has ended; the outcome with the reason where it was cancelled.
     fn finish<T>(&self, cancel: &Cancel, seen: &Seen, outcome: Result<T>) -> Result<T> {
-        let outcome = cancel.explain(outcome);
         self.notice_checkpoint();
-        let outcome = outcome.map_err(|error| self.recognise(error));
+        // Before the reason of a cancellation hides what has happened to the database.
+        let outcome = outcome.map_err(|error| self.recognise(error, Some(seen.suspect())));
+        let outcome = cancel.explain(outcome);
         seen.end(&outcome);
         outcome
-    }
-
-    /// DuckDB may tell of a database that it has invalidated under any code (after a checkpoint that found no room, as
-    /// an IO error), and a client may put the same words into an error of its own. So a question of ours decides.
-    fn recognise(&self, error: Error) -> Error {
-        let broken = match &error {
-            Error::Broken(_) => true,
-            other if other.to_string().contains("invalidated") => self.ask().is_err(),
-            _ => false,
-        };
-        if broken {
-            self.broken.send_replace(true);
-        }
-        match error {
-            Error::Broken(_) => error,
-            other if broken => Error::Broken(other.to_string()),
-            other => other,
-        }
     }
 
     /// Whether tables can be read; a statement that reads none works in an invalidated database, too.
@@ -143,9 +159,16 @@ impl Shared {
     }
 
     fn connect(&self) -> Result<Connection> {
-        let instance = lock(&self.instance);
-        let instance = instance.as_ref().ok_or(Error::Draining)?;
-        instance.connect().map_err(|error| self.cause(&error))
+        self.on_instance(Instance::connect)
+    }
+
+    fn on_instance<T>(&self, work: impl FnOnce(&Instance) -> duckdb::Result<T>) -> Result<T> {
+        match &*lock(&self.instance) {
+            Served::Open(instance) => work(instance).map_err(|error| self.cause(&error)),
+            Served::Reopening => Err(Error::Reopening),
+            Served::Unusable => Err(Error::Broken("it could not be reopened".into())),
+            Served::Closed => Err(Error::Draining),
+        }
     }
 
     fn built_ins(&self) -> &Arc<guard::BuiltIns> {
@@ -218,6 +241,7 @@ impl Engine {
                 cancel.arm(connection.interrupt_handle(), Manner::AtOnce)?;
                 work(&shared, &connection, &cancel)
             });
+            let outcome = outcome.map_err(|error| shared.recognise(error, None));
             let outcome = cancel.explain(outcome);
             // A receiver that is gone needs no answer.
             let _ = answer.send(outcome);
@@ -227,7 +251,7 @@ impl Engine {
 
     /// Whether the database answers.
     pub async fn probe(&self) -> Result<()> {
-        self.aside(|shared, _| shared.ask().map_err(|error| shared.recognise(error))).await
+        self.aside(|shared, _| shared.ask()).await
     }
 
     /// The version of DuckDB that is linked.
@@ -248,12 +272,15 @@ impl Engine {
     /// Interrupts what runs, ends the threads, writes a checkpoint and closes the database. Blocks; for threads that
     /// may wait.
     pub fn close(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
         self.pool.close();
         self.interrupt_all();
-        if !self.pool.join(Instant::now() + patience) {
+        // A database that is being reopened is closed once it is open.
+        let ended = self.pool.join(deadline);
+        let Some(_alone) = self.alone(deadline).filter(|_| ended) else {
             tracing::warn!("a statement did not stop in time; the database is closed without a checkpoint");
             return;
-        }
+        };
         self.close_lines();
         if self.shared.config.database.file().is_some()
             && !self.is_broken()
@@ -262,8 +289,21 @@ impl Engine {
         {
             tracing::warn!(%error, "no checkpoint at close; the next start replays the log");
         }
-        *lock(&self.shared.instance) = None;
+        *lock(&self.shared.instance) = Served::Closed;
         *lock(&self.shared.hold) = None;
+    }
+
+    /// Nobody reopens the database while this is held.
+    #[expect(clippy::disallowed_methods, reason = "a thread that may wait asks now and then whether another has ended")]
+    fn alone(&self, deadline: Instant) -> Option<MutexGuard<'_, ()>> {
+        loop {
+            match self.shared.reopening.try_lock() {
+                Ok(alone) => return Some(alone),
+                Err(TryLockError::Poisoned(alone)) => return Some(alone.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
     }
 
     /// Ends what runs; in an unusable database for that reason.

@@ -7,18 +7,19 @@ use std::{
 
 use duckdb::{
     environment::{Environment, StorageLocation},
-    instance::{AttachBuilder, InstanceBuilder},
+    instance::{AttachBuilder, Instance, InstanceBuilder},
 };
 
 use tokio::sync::watch;
 
 use super::{
-    Engine, Shared,
+    Engine, Served, Shared,
     catalog::{literal, quote},
     error::Redact,
     guard::{self, BuiltIns},
     hold::{Hold, beside},
-    pool::Pool,
+    pool::{Pool, lock},
+    reopen::{Offenders, identity},
     source::Sources,
     wal,
 };
@@ -35,46 +36,28 @@ pub(super) const LOCK: &str = "SET lock_configuration = true";
 impl Engine {
     /// Opens the database of the configuration. Blocks while DuckDB reads the file and replays its log.
     pub fn open(config: &Config, metrics: Metrics) -> Result<Self> {
-        let engine = Self::open_unlocked(config, metrics, None)?;
-        // From here on no statement changes a setting of the database.
-        let connection = engine.shared.connect()?;
-        // What we set for one connection after the lock; the guard keeps clients from it.
-        engine.shared.execute(
-            &connection,
-            "SET allowed_configs = ['operator_memory_limit', 'max_streaming_buffer_size', 'TimeZone']",
-        )?;
-        engine.shared.execute(&connection, LOCK)?;
-        guard::self_test(&engine.shared, &connection)?;
-        Ok(engine)
+        Self::open_with(config, metrics, None, true)
     }
 
     /// The same, for a caller that has settings of its own to make before [`LOCK`], and may have asked another instance
     /// what DuckDB has built in.
     pub(super) fn open_unlocked(config: &Config, metrics: Metrics, known: Option<Arc<BuiltIns>>) -> Result<Self> {
+        Self::open_with(config, metrics, known, false)
+    }
+
+    fn open_with(config: &Config, metrics: Metrics, known: Option<Arc<BuiltIns>>, locked: bool) -> Result<Self> {
         let database = &config.database;
         // Held before DuckDB looks at the file, and for as long as it has it.
-        let mut hold = database.file().map(Hold::take).transpose()?;
+        let hold = database.file().map(Hold::take).transpose()?;
         database.file().map(wal::check).transpose()?;
-        let location = match database.file() {
-            None => StorageLocation::InMemory,
-            Some(_) => StorageLocation::OnDisk(database.path.clone()),
-        };
         let backups = database.backup_directory.as_ref().map(|path| path.to_string_lossy().into_owned());
         let paths = [database.path.clone(), database.temp_directory.clone(), absolute(&database.path)];
         let redact = Redact::new(paths.into_iter().chain(backups));
-        let opening = |error: duckdb::Error| refused(database, &error);
-
-        let environment = Environment::new().map_err(opening)?;
-        let instance = InstanceBuilder::new().options(options(database)).build(&environment).map_err(opening)?;
-        instance.attach(AttachBuilder::new(location).make_default()).map_err(opening)?;
-        if database.seal {
-            hold.iter_mut().for_each(Hold::seal);
-        }
-        let sources = Sources::default();
-        let connection = instance.connect().map_err(opening)?;
-        sources.register_function(&connection).map_err(opening)?;
+        let environment = Environment::new().map_err(|error| refused(database, &error))?;
+        let offenders = Arc::new(Offenders::new(&config.limits));
         let shared = Arc::new(Shared {
-            instance: Mutex::new(Some(instance)),
+            environment,
+            instance: Mutex::new(Served::Closed),
             hold: Mutex::new(hold),
             config: config.clone(),
             redact,
@@ -87,22 +70,63 @@ impl Engine {
             database_name: Default::default(),
             backing_up: Mutex::default(),
             broken: watch::Sender::new(false),
+            blamed: Default::default(),
+            offenders: offenders.clone(),
+            reopening: Mutex::default(),
+            reopened: Mutex::default(),
+            file: Mutex::default(),
+            locked,
         });
-        for (name, value) in &database.debug {
-            shared.execute(&connection, &format!("SET GLOBAL {} = {}", quote(name), literal(value)))?;
+        if let Some(known) = known {
+            shared.built_ins.get_or_init(|| known);
         }
-        if !database.external_access {
-            shared.execute(&connection, "SET enable_external_access = false")?;
-        }
-        let built_ins = match known {
-            Some(known) => known,
-            None => Arc::new(BuiltIns::of(&shared, &connection)?),
-        };
-        shared.built_ins.get_or_init(|| built_ins);
-        drop(connection);
-        let pool = Pool::new(&config.limits, shared.metrics.clone());
+        let sources = Sources::default();
+        let instance = instance(&shared, &sources)?;
+        *lock(&shared.instance) = Served::Open(instance);
+        *lock(&shared.file) = database.file().and_then(identity);
+        let pool = Pool::new(&config.limits, shared.metrics.clone(), offenders);
         Ok(Self { shared, pool, sources })
     }
+}
+
+/// An instance with the database attached and everything that statements of clients run under. The seal is taken as soon
+/// as DuckDB has the file.
+pub(super) fn instance(shared: &Shared, sources: &Sources) -> Result<Instance> {
+    let database = &shared.config.database;
+    let opening = |error: duckdb::Error| refused(database, &error);
+    let location = match database.file() {
+        None => StorageLocation::InMemory,
+        Some(_) => StorageLocation::OnDisk(database.path.clone()),
+    };
+    let instance = InstanceBuilder::new().options(options(database)).build(&shared.environment).map_err(opening)?;
+    instance.attach(AttachBuilder::new(location).make_default()).map_err(opening)?;
+    if database.seal {
+        lock(&shared.hold).iter_mut().for_each(Hold::seal);
+    }
+    let connection = instance.connect().map_err(opening)?;
+    sources.register_function(&connection).map_err(opening)?;
+    for (name, value) in &database.debug {
+        shared.execute(&connection, &format!("SET GLOBAL {} = {}", quote(name), literal(value)))?;
+    }
+    if !database.external_access {
+        shared.execute(&connection, "SET enable_external_access = false")?;
+    }
+    if shared.built_ins.get().is_none() {
+        let built_ins = Arc::new(BuiltIns::of(shared, &connection)?);
+        shared.built_ins.get_or_init(|| built_ins);
+    }
+    if shared.locked {
+        // From here on no statement changes a setting of the database.
+        // What we set for one connection after the lock; the guard keeps clients from it.
+        shared.execute(
+            &connection,
+            "SET allowed_configs = ['operator_memory_limit', 'max_streaming_buffer_size', 'TimeZone']",
+        )?;
+        shared.execute(&connection, LOCK)?;
+        guard::self_test(shared, &connection)?;
+    }
+    drop(connection);
+    Ok(instance)
 }
 
 /// What an instance is started with.

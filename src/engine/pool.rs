@@ -21,7 +21,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::interruption::{Interruption, Left, Manner};
+use super::{
+    interruption::{Interruption, Left, Manner},
+    reopen::Offenders,
+};
 use crate::{
     access::{Principal, Rights},
     config::{Limits, Span},
@@ -49,6 +52,7 @@ pub(super) struct Pool {
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     running: Mutex<Vec<Weak<CancelState>>>,
     metrics: Metrics,
+    offenders: Arc<Offenders>,
 }
 
 /// What one user has of the threads and of the queue, while they have any. Who has more statements than their share waits
@@ -75,7 +79,7 @@ impl Drop for Slot {
 }
 
 impl Pool {
-    pub(super) fn new(limits: &Limits, metrics: Metrics) -> Self {
+    pub(super) fn new(limits: &Limits, metrics: Metrics, offenders: Arc<Offenders>) -> Self {
         metrics.pool_size.set(limits.queries as i64);
         Self {
             slots: Arc::new(Semaphore::new(limits.queries)),
@@ -87,11 +91,13 @@ impl Pool {
             threads: Mutex::default(),
             running: Mutex::default(),
             metrics,
+            offenders,
         }
     }
 
     /// Waits for a free engine thread, within the bounds of the queue and of the user's share of both.
     pub(super) async fn slot(&self, rights: &Rights) -> Result<Slot> {
+        self.offenders.check(rights)?;
         let share = self.share(rights);
         let free = share.slots.clone().try_acquire_owned().ok();
         let free = free.and_then(|own| Some((own, self.slots.clone().try_acquire_owned().ok()?)));
@@ -373,6 +379,8 @@ impl Cancel {
     /// A cancelled statement fails in many ways; what counts is why it was cancelled.
     pub(super) fn explain<T>(&self, outcome: Result<T>) -> Result<T> {
         match (outcome, lock(&self.0.reason).as_ref()) {
+            // Of what it has done to the database, its sender is told.
+            (Err(error @ (Error::Fatal(_) | Error::Broken(_))), _) => Err(error),
             (Err(_), Some(reason)) => Err(reason.clone()),
             (outcome, _) => outcome,
         }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Engine, Shared,
     pool::{Cancel, lock},
+    reopen::Suspect,
     statement,
 };
 use crate::{
@@ -186,6 +187,15 @@ impl Seen {
     pub(super) fn answered(&self, rows: usize) {
         if self.rows.fetch_add(rows as u64, Ordering::Relaxed) == 0 {
             self.metrics.first_batch_seconds.observe(self.asked.elapsed().as_secs_f64());
+        }
+    }
+
+    /// Whose statement it is, should it be to blame for something.
+    pub(super) fn suspect(&self) -> Suspect<'_> {
+        Suspect {
+            rights: &self.rights,
+            class: self.class.get().unwrap_or(&"other"),
+            objects: self.objects.get().map_or(&[], Vec::as_slice),
         }
     }
 

@@ -13,6 +13,7 @@ use crate::{
     config::Config,
     engine::{Declared, Engine, Fingerprint, Given, Reads, Shape, Transformation, guard::BuiltIns},
     error::{Error, Result},
+    machine,
     stream::RecordBatchStream,
 };
 
@@ -164,8 +165,7 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        let engine = self.0.take();
-        std::thread::spawn(move || drop(engine));
+        machine::drop_aside(self.0.take());
     }
 }
 

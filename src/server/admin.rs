@@ -131,7 +131,7 @@ impl Drop for Admin {
 
 /// 200 unless only a restart helps.
 async fn livez(With(shared): With<Arc<Shared>>) -> (StatusCode, &'static str) {
-    match shared.is_invalidated() {
+    match shared.is_invalidated() && shared.gate.state() != State::Reopening {
         true => (StatusCode::SERVICE_UNAVAILABLE, "the database is unusable until a restart\n"),
         false => (StatusCode::OK, "ok\n"),
     }
@@ -156,9 +156,11 @@ impl Shared {
             State::Serving => None,
             State::Starting => Some("starting"),
             State::Leaving | State::Draining => Some("draining"),
+            State::Reopening => Some("reopening the database"),
         };
         let database = match self.gate.engine() {
             None => Some("not open"),
+            Some(_) if self.gate.state() == State::Reopening => Some("being reopened after a fatal error"),
             Some(_) if self.is_invalidated() => Some("unusable until a restart"),
             Some(_) if state.is_some() => Some("not asked"),
             Some(engine) => match tokio::time::timeout(PROBE_TIMEOUT, engine.probe()).await {
@@ -217,6 +219,7 @@ async fn status_page(With(shared): With<Arc<Shared>>, headers: HeaderMap) -> Res
     let page = StatusPage {
         ready: are_well(&checks),
         checks,
+        reopened: shared.metrics.reopened.get(),
         version: env!("CARGO_PKG_VERSION"),
         revision: REVISION,
         duckdb: Engine::duckdb_version(),

@@ -32,6 +32,8 @@ pub(super) enum State {
     /// Not ready any more, but calls that still come are taken.
     Leaving = 2,
     Draining = 3,
+    /// The database is being reopened after a fatal error.
+    Reopening = 4,
 }
 
 impl Gate {
@@ -45,11 +47,17 @@ impl Gate {
         self.0.state.store(state as u8, Ordering::Release);
     }
 
+    /// From one state to another, unless the server has gone on to a third one meanwhile.
+    pub(super) fn change(&self, from: State, to: State) {
+        let _ = self.0.state.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire);
+    }
+
     pub(super) fn state(&self) -> State {
         match self.0.state.load(Ordering::Acquire) {
             0 => State::Starting,
             1 => State::Serving,
             2 => State::Leaving,
+            4 => State::Reopening,
             _ => State::Draining,
         }
     }
@@ -66,6 +74,7 @@ impl Gate {
         let refusal = match (self.state(), self.0.behind.get()) {
             (State::Serving | State::Leaving, Some((service, _))) => return Box::pin(service.clone().answer(request)),
             (State::Draining, _) => Error::Draining,
+            (State::Reopening, _) => Error::Reopening,
             _ => Error::Starting,
         };
         Box::pin(std::future::ready(Ok(refusal.into_status().into_http())))

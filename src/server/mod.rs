@@ -11,9 +11,13 @@ mod services;
 mod status;
 mod tls;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
 
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::ServiceBuilder;
@@ -42,6 +46,9 @@ pub use tls::certificate_ends;
 /// How long an interrupted statement may take to notice.
 const INTERRUPT_PATIENCE: Duration = Duration::from_secs(5);
 
+/// The same where the database has to be reopened; who does not notice by then ends the process.
+const REOPEN_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long the last words of interrupted streams may take to leave.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -62,6 +69,8 @@ pub struct Server {
     metrics: Metrics,
     activity: Activity,
     reloads: Reloads,
+    /// Whether only a restart helps.
+    unusable: watch::Receiver<bool>,
     /// Cancelled when dropped, too: a server that is dropped stops.
     stop_accepting: DropGuard,
     serving: JoinSet<()>,
@@ -128,16 +137,9 @@ impl Server {
         let flight = Flight::new(&config, engine.clone(), authenticator, exchangers, metrics.clone());
         gate.open(Router::new(&config, flight), engine.clone());
         report(&health, ServingStatus::Serving).await;
-        let broken = engine.broken();
-        let (health_then, metrics_then) = (health.clone(), metrics.clone());
-        tokio::spawn(async move {
-            if broken.await {
-                tracing::error!("the database is unusable; not ready any more until a restart");
-                report(&health_then, ServingStatus::NotServing).await;
-                metrics_then.ready.set(0);
-                metrics_then.invalidated.set(1);
-            }
-        });
+        let (told, unusable) = watch::channel(false);
+        let recovery = Recovery { gate: gate.clone(), health: health.clone(), metrics: metrics.clone() };
+        tokio::spawn(recovery.watch(Arc::downgrade(&engine), told));
         metrics.ready.set(1);
         tracing::info!(
             %location, database = %config.database.path, auth = config.auth.enabled,
@@ -155,6 +157,7 @@ impl Server {
             metrics,
             activity,
             reloads,
+            unusable,
             stop_accepting,
             serving,
         })
@@ -171,7 +174,8 @@ impl Server {
 
     /// Completes with true when the database has become unusable, which only a restart changes.
     pub fn broken(&self) -> impl Future<Output = bool> + Send + use<> {
-        self.engine.broken()
+        let mut unusable = self.unusable.clone();
+        async move { unusable.wait_for(|unusable| *unusable).await.is_ok() }
     }
 
     /// Reads the files that can change while it runs again, changed or not.
@@ -191,6 +195,7 @@ impl Server {
             metrics,
             activity,
             reloads: _,
+            unusable: _,
             stop_accepting,
             mut serving,
             admin,
@@ -235,10 +240,60 @@ impl Server {
         drop(admin);
         if let Some(audit) = metrics.audit.get().cloned() {
             let flushing = tokio::task::spawn_blocking(move || audit.flush(FLUSH));
-            flushing.await.map_err(Error::internal)?;
+            if !flushing.await.map_err(Error::internal)? {
+                tracing::warn!("the last lines of the audit log could not be written in time");
+            }
         }
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// What is done about a database that DuckDB has invalidated.
+struct Recovery {
+    gate: Gate,
+    health: HealthReporter,
+    metrics: Metrics,
+}
+
+impl Recovery {
+    /// Reopens the database each time, and says so where it cannot be.
+    async fn watch(self, engine: Weak<Engine>, unusable: watch::Sender<bool>) {
+        loop {
+            let Some(broken) = engine.upgrade().map(|engine| engine.broken()) else { return };
+            if !broken.await {
+                return;
+            }
+            report(&self.health, ServingStatus::NotServing).await;
+            self.metrics.ready.set(0);
+            self.metrics.invalidated.set(1);
+            let Some(engine) = engine.upgrade() else { return };
+            if !engine.may_reopen() {
+                tracing::error!("the database is unusable; not ready any more until a restart");
+                break;
+            }
+            self.gate.change(State::Serving, State::Reopening);
+            tracing::warn!("reopening the database after a fatal error in DuckDB");
+            let began = Instant::now();
+            let reopened = tokio::task::spawn_blocking(move || engine.reopen(REOPEN_PATIENCE)).await;
+            let reopened = reopened.map_err(Error::internal).flatten();
+            self.gate.change(State::Reopening, State::Serving);
+            match reopened {
+                Ok(()) => self.metrics.reopened.inc(),
+                Err(Error::Draining) => return,
+                Err(error) => {
+                    tracing::error!(%error, "the database could not be reopened; not ready any more until a restart");
+                    break;
+                }
+            }
+            self.metrics.invalidated.set(0);
+            if self.gate.state() == State::Serving {
+                self.metrics.ready.set(1);
+                report(&self.health, ServingStatus::Serving).await;
+            }
+            tracing::warn!(seconds = began.elapsed().as_secs_f64(), "the database was reopened");
+        }
+        unusable.send_replace(true);
     }
 }
 

@@ -22,6 +22,8 @@ const MINUTE: usize = 60;
 pub(super) struct StatusPage {
     pub(super) ready: bool,
     pub(super) checks: Vec<Check>,
+    /// How often the database was reopened after a fatal error.
+    pub(super) reopened: u64,
     pub(super) version: &'static str,
     pub(super) revision: &'static str,
     pub(super) duckdb: &'static str,

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -130,13 +130,23 @@ impl Audit {
         if within { self.write(event) } else { self.lost.inc() }
     }
 
-    /// Waits until what was told so far is written; for threads that may wait.
-    pub fn flush(&self, patience: Duration) {
+    /// Waits until what was told so far is written, `patience` at most: a disk may hang. For threads that may wait. Whether
+    /// all of it is written.
+    #[expect(clippy::disallowed_methods, reason = "the standard library's bounded channel has no send with a timeout")]
+    pub fn flush(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
         let (done, written) = sync_channel(1);
-        if self.orders.send(Order::Flush(done)).is_ok() {
-            // An end without an answer means that nobody writes any more.
-            let _ = written.recv_timeout(patience);
+        let mut order = Order::Flush(done);
+        // A queue that is full empties when lines can be written.
+        while let Err(TrySendError::Full(returned)) = self.orders.try_send(order) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            order = returned;
+            std::thread::sleep(Duration::from_millis(5));
         }
+        // An end without an answer means that nobody writes any more.
+        written.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok()
     }
 
     /// Names come from outside: what would hide or turn text around is escaped.
@@ -207,5 +217,37 @@ fn write(orders: &Receiver<Order>, mut sink: Sink, lost: &IntCounter) {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pipe that nobody empties is as good as a disk that hangs.
+    #[test]
+    fn flush_ends_in_time_although_nothing_can_be_written() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("audit");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).expect("a pipe");
+        let reader = OpenOptions::new().read(true).write(true).open(&path).expect("its other end");
+        let lost = IntCounter::new("lost", "lines").expect("a counter");
+        let audit = Audit::start(&path, lost.clone()).expect("it is opened");
+        let objects = vec!["x".repeat(100)];
+        let event = Event { event: "statement", objects: &objects, ..Event::default() };
+        // More than the pipe and the queue hold: what is too much is lost, and not waited for.
+        while lost.get() < 10 {
+            audit.write(&event);
+        }
+        let (told, ended) = sync_channel(1);
+        let flushed = audit.clone();
+        std::thread::spawn(move || told.send(flushed.flush(Duration::from_millis(50))));
+        let written = ended.recv_timeout(Duration::from_secs(20)).expect("it ends although the disk hangs");
+        assert!(!written, "not all of it is written");
+        // A reader lets it go on.
+        let emptying = std::thread::spawn(move || io::copy(&mut { reader }, &mut io::sink()));
+        assert!(audit.flush(Duration::from_secs(20)), "all of it is written");
+        drop(emptying);
     }
 }

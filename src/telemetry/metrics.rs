@@ -117,6 +117,7 @@ pub struct Inner {
     pub ready: IntGauge,
     pub draining: IntGauge,
     pub invalidated: IntGauge,
+    pub reopened: IntCounter,
 }
 
 /// What is read from the engine when metrics are scraped.
@@ -340,7 +341,16 @@ impl Metrics {
             ),
             ready: gauge(r, "mallard_ready", "1 while the server is ready for calls."),
             draining: gauge(r, "mallard_draining", "1 once the server has begun to stop."),
-            invalidated: gauge(r, "mallard_database_invalidated", "1 once DuckDB has declared the database unusable."),
+            invalidated: gauge(
+                r,
+                "mallard_database_invalidated",
+                "1 while the database is unusable because DuckDB has met a fatal error in it.",
+            ),
+            reopened: counter(
+                r,
+                "mallard_database_reopened_total",
+                "How often the database was reopened in the process after a fatal error in DuckDB.",
+            ),
             registry: registry.clone(),
         };
         inner.initialise();
@@ -379,7 +389,7 @@ impl Inner {
                 self.exchanges.with_label_values(&[kind, outcome]);
             }
         }
-        for reason in ["client", "deadline", "drain", "admin"] {
+        for reason in ["client", "deadline", "drain", "admin", "reopen"] {
             self.cancellations.with_label_values(&[reason]);
         }
         for reason in ["unauthenticated", "permission", "limit"] {
@@ -459,6 +469,7 @@ impl Inner {
             Err(Error::Cancelled) => ("cancelled", Some("client")),
             Err(Error::Killed(_)) => ("cancelled", Some("admin")),
             Err(Error::Draining) => ("cancelled", Some("drain")),
+            Err(Error::Invalidated(_)) => ("cancelled", Some("reopen")),
             Err(Error::Timeout(_)) => ("timeout", Some("deadline")),
             Err(_) => ("error", None),
         };

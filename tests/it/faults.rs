@@ -33,6 +33,9 @@ fn server_process() {
     config.database.path = settings["db"].as_str().unwrap().into();
     config.database.backup_directory = settings["backups"].as_str().map(PathBuf::from);
     config.limits.process_memory = settings["process_memory"].as_u64().map(Size);
+    if let Some(reopens) = settings["reopens"].as_u64() {
+        config.database.reopens = reopens as usize;
+    }
     for (name, value) in settings["debug"].as_object().into_iter().flatten() {
         config.database.debug.push((name.clone(), value.as_str().unwrap().into()));
     }
@@ -195,11 +198,11 @@ async fn start_says_why_it_cannot_have_the_database_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn process_of_an_unusable_database_ends_by_itself_and_the_next_has_all_that_was_acknowledged() {
+async fn process_of_a_database_that_is_not_reopened_ends_by_itself_and_the_next_has_all_that_was_acknowledged() {
     let directory = tempfile::tempdir().unwrap();
     for point in ["BEFORE_HEADER", "AFTER_FREE_LIST_WRITE", "BEFORE_TRUNCATE", "BEFORE_WAL_FINISH"] {
         let db = directory.path().join(format!("{point}.duckdb"));
-        let first = server(&db, json!({ "debug": { "debug_checkpoint_abort": point } }));
+        let first = server(&db, json!({ "reopens": 0, "debug": { "debug_checkpoint_abort": point } }));
         let client = first.client(None).await;
         run(&client, "CREATE TABLE t AS SELECT range AS i FROM range(1000)").await;
         client.put(&table("sent"), people(2, 500)).await.unwrap();

@@ -33,6 +33,7 @@ async fn every_label_set_is_there_from_the_start() {
         "mallard_logins_total{method=\"handshake\",outcome=\"refused\"}".into(),
         "mallard_query_duration_seconds_count{statement=\"ingest\"}".into(),
         "mallard_database_invalidated".into(),
+        "mallard_database_reopened_total".into(),
         "mallard_draining".into(),
     ];
     for name in zero {

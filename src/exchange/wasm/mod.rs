@@ -36,6 +36,7 @@ use super::{About, Arguments, Exchanger, Kind, Run};
 use crate::{
     config,
     error::{Error, Result},
+    machine,
     stream::RecordBatchStream,
 };
 
@@ -239,11 +240,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let guest = self.guest.take();
-        // Giving back its memory takes a while; without a runtime the process ends anyway.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn_blocking(move || drop(guest));
-        }
+        // Giving back its memory takes a while.
+        machine::drop_aside(self.guest.take());
     }
 }
 

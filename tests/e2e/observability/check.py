@@ -45,6 +45,7 @@ mallard_tls_handshakes_total counter outcome
 mallard_tls_certificate_not_after_timestamp_seconds gauge
 mallard_draining gauge
 mallard_database_invalidated gauge
+mallard_database_reopened_total counter
 mallard_connections gauge
 mallard_connections_total counter
 mallard_connections_unauthenticated gauge
