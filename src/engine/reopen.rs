@@ -295,7 +295,9 @@ mod tests {
     #[test]
     fn user_is_refused_at_the_configured_count_and_only_for_a_while() {
         let roles = Roles::new(&Config::default().auth);
-        let of = |issuer: Issuer, user: &str| roles.rights(issuer, user, None, &[], &[]).expect("the default role");
+        let of = |issuer: Issuer, user: &str| {
+            roles.rights(user, None, &[], &[]).expect("the default role").vouched_by(issuer)
+        };
         let [ann, bob] = ["ann", "bob"].map(|user| of(Issuer::Users, user));
         let mut limits = Config::default().limits;
         limits.fatal_errors = 2;
