@@ -13,6 +13,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
 
 use super::{
+    command::is_pickle,
     info::timestamp,
     service::Flight,
     session::{
@@ -347,11 +348,33 @@ impl Flight {
 }
 
 fn from_json<T: DeserializeOwned>(action: &str, body: &[u8]) -> Result<T> {
-    serde_json::from_slice(body).map_err(|error| Error::invalid(format!("the body of {action} is malformed: {error}")))
+    serde_json::from_slice(body).map_err(|error| malformed(action, body, &error))
 }
 
 fn protobuf<T: Message + Default>(action: &str, body: &[u8]) -> Result<T> {
-    T::decode(body).map_err(|error| Error::invalid(format!("the body of {action} is malformed: {error}")))
+    T::decode(body).map_err(|error| malformed(action, body, &error))
+}
+
+/// Says what the body has to be, beside what is wrong with it.
+pub(super) fn malformed(action: &str, body: &[u8], error: &dyn std::fmt::Display) -> Error {
+    let described = ACTIONS.iter().find(|known| known.name == action).map_or("", |known| known.text);
+    let wanted = described.split_once("body: ").map_or("", |(_, wanted)| wanted);
+    let wanted = wanted.split("; result").next().unwrap_or_default();
+    if !is_pickle(body) {
+        let wanted = if wanted.is_empty() { String::new() } else { format!("; it is {wanted}") };
+        return Error::invalid(format!("the body of {action} is malformed: {error}{wanted}"));
+    }
+    let instead = match action {
+        "add_exchange" => {
+            "a function becomes SQL or a WebAssembly module (docs/exchangers.md), such as {\"name\": \"doubled\", \"sql\": \
+             \"SELECT id, 2 * amount AS amount FROM input\"}; as JSON, "
+        }
+        _ => "",
+    };
+    Error::invalid(format!(
+        "the body of {action} is a Python pickle, which is never loaded here, because that runs whatever code it names; {instead}the \
+         body is {wanted}"
+    ))
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<Bytes> {

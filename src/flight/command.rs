@@ -34,8 +34,18 @@ pub(super) fn select_from(table: &TableName) -> String {
     format!("SELECT * FROM {}", table.sql())
 }
 
+/// Whether the bytes begin as those of Python's pickle do, from protocol 2 on: clients of Python servers send such.
+pub(super) fn is_pickle(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x80, 2..=5, ..])
+}
+
 /// UTF-8 text; `what` names the bytes in errors.
 pub(super) fn text(what: &str, bytes: &[u8]) -> Result<String> {
+    if is_pickle(bytes) {
+        return Err(Error::invalid(format!(
+            "the {what} is a Python pickle, which is never loaded here; send SQL or a name as UTF-8 text in its place"
+        )));
+    }
     let text =
         std::str::from_utf8(bytes).map_err(|error| Error::invalid(format!("the {what} is not UTF-8 text: {error}")))?;
     if text.trim().is_empty() {

@@ -199,7 +199,7 @@ async fn crash_in_the_middle_of_a_restore_mixes_no_two_databases() {
 
     // As a crash before the last step leaves it.
     std::fs::rename(&aside, &log).unwrap();
-    let refused = command(&["serve", "--location", "grpc://127.0.0.1:0", "--db", path]).await;
+    let refused = command(&["serve", "--location", "grpc://127.0.0.1:0", "--admin", "off", "--db", path]).await;
     assert_eq!(refused.status.code(), Some(65), "{}", text(&refused));
     std::fs::rename(&log, &aside).unwrap();
 

@@ -274,3 +274,43 @@ async fn messages_never_show_the_servers_paths() {
         assert!(!message.contains(directory.path().to_str().unwrap()), "{sql}: {message}");
     }
 }
+
+/// Clients of the original demonstration, and of other Python servers, send pickles.
+#[tokio::test(flavor = "multi_thread")]
+async fn pickled_bytes_are_told_what_to_send_in_their_place() {
+    let server = TestServer::start().await;
+    let mut stock = server.stock().await;
+    for protocol in 2..=5 {
+        let mut pickled = vec![0x80, protocol];
+        pickled.extend(b"\x95\x0f\x00\x00\x00\x00\x00\x00\x00\x8c\x08builtins\x94\x8c\x04eval\x94\x93\x94.");
+        for (action, instead) in [
+            ("add_exchange", "\"sql\""),
+            ("add_exchange", "docs/exchangers.md"),
+            ("drop_exchange", "{\"name\": NAME"),
+            ("transfer", "\"from\": location"),
+            ("kill", "{\"query\": id}"),
+            ("CancelFlightInfo", "CancelFlightInfoRequest"),
+            ("CreatePreparedStatement", "ActionCreatePreparedStatementRequest"),
+        ] {
+            let sent = Action::new(action, pickled.clone());
+            let refused = match stock.do_action(sent).await {
+                Ok(answer) => answer.into_inner().try_collect::<Vec<_>>().await.map(drop),
+                Err(refused) => Err(refused),
+            };
+            check(action, refused.clone(), Code::InvalidArgument, "Python pickle");
+            check(action, refused, Code::InvalidArgument, instead);
+        }
+        check("ticket", get(&server, &pickled).await, Code::InvalidArgument, "the ticket is a Python pickle");
+        let descriptor = Some(FlightDescriptor::new_cmd(pickled));
+        let sent = FlightData { flight_descriptor: descriptor, ..Default::default() };
+        check("DoExchange", exchange(&server, vec![sent.clone()]).await, Code::InvalidArgument, "Python pickle");
+        check("DoPut", put(&server, vec![sent]).await, Code::InvalidArgument, "Python pickle");
+    }
+    // Other bodies that are no JSON are told what they have to be, too.
+    check(
+        "drop_exchange",
+        act(&server, "drop_exchange", "my_exchanger").await,
+        Code::InvalidArgument,
+        "{\"name\": NAME",
+    );
+}

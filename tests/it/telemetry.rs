@@ -112,8 +112,8 @@ async fn metrics_tell_statements_streams_exchanges_and_transfers() {
     }
     assert!(second.metric("mallard_transfer_bytes_total").await > 3000.0 * 8.0);
     let put = format!("{{grpc_method=\"DoPut\",{FLIGHT},grpc_type=\"bidi_stream\"}}");
-    // A schema and three batches came, one result went.
-    assert_eq!(first.metric(&format!("grpc_server_msg_received_total{put}")).await, 4.0);
+    // A schema, three batches and the explicit end came, one result went.
+    assert_eq!(first.metric(&format!("grpc_server_msg_received_total{put}")).await, 5.0);
     assert_eq!(first.metric(&format!("grpc_server_msg_sent_total{put}")).await, 1.0);
     for histogram in ["mallard_query_time_to_first_batch_seconds", "mallard_query_queue_duration_seconds"] {
         assert!(first.metric(&format!("{histogram}_count")).await >= 2.0, "{histogram}");

@@ -123,3 +123,28 @@ fn crates_stay_where_they_belong() {
         }
     }
 }
+
+/// Another server may have the default ports while the tests run: a test that starts one names the ports of its own.
+#[test]
+fn tests_take_no_default_port() {
+    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it"))];
+    let mut started = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let code = std::fs::read_to_string(&path).unwrap();
+            for (at, _) in code.match_indices(concat!("\"ser", "ve\"")) {
+                let arguments = code[at..].split(']').next().unwrap();
+                for flag in ["\"--location\"", "\"--admin\""] {
+                    assert!(arguments.contains(flag), "{}: {arguments} has no {flag}", path.display());
+                }
+                started += 1;
+            }
+        }
+    }
+    assert!(started >= 4, "{started}");
+}

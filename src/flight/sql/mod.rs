@@ -30,7 +30,10 @@ use arrow_schema::{Schema, SchemaRef};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use super::service::{Caller, Flight};
+use super::{
+    action::malformed,
+    service::{Caller, Flight},
+};
 use crate::{
     auth::Identity,
     engine::Ask,
@@ -227,7 +230,7 @@ impl Flight {
 }
 
 fn request<M: ProstMessageExt>(action: &str, body: &[u8]) -> Result<M> {
-    let malformed = |why: String| Error::invalid(format!("the body of {action} is malformed: {why}"));
+    let malformed = |why: String| malformed(action, body, &why);
     let any = Any::decode(body).map_err(|error| malformed(error.to_string()))?;
     let unpacked = any.unpack().map_err(|error| malformed(error.to_string()))?;
     unpacked.ok_or_else(|| malformed(format!("it is {}, and not {}", any.type_url, M::type_url())))

@@ -51,10 +51,10 @@ TAIL = """\
 
 - **pyarrow** has no Flight SQL client, and needs none: a plain `DoGet` with SQL as the ticket is one round trip
   ([examples](../examples), `tests/e2e/test_flight.py`).
-- **A program that fails while it stores rows**: pyarrow's writer and ADBC's ingest end their stream cleanly where what feeds them
-  fails, and the server then stores the rows that came. Plain Flight clients announce an explicit end (`x-mallard-end: explicit`, README)
-  and nothing is stored without it. Drivers of Flight SQL cannot send it: let them ingest within a transaction that is committed
-  only when all went well, or by rows that are in memory. Where `put.require_end` is set, their ingest is refused.
+- **A program that fails while it stores rows**: pyarrow's writer ends its stream cleanly where the program above it fails, also
+  inside `with writer:`, and the server then stores the rows that came. Announce an explicit end (`x-mallard-end: explicit`, as the
+  README shows), and nothing is stored without it. ADBC's ingest needs none: it breaks its stream off where its source fails. It
+  cannot send one, either, so it is refused by a server with `put.require_end`.
 - **JDBC** (DBeaver, Metabase, Tableau) and **ODBC**: their drivers are not in a registry that the tests reach, so they
   are not in the table. What the Arrow Flight SQL JDBC driver does on the wire (its handshake, its headers, its prepared
   statements) is replayed by `tests/it`. The URL is
