@@ -782,7 +782,7 @@ const KEYS: &[Key] = &[
     key!(limits.shared_results, "Results with several endpoints whose statements may run at once."),
     key!(
         limits.connections,
-        "Connections to Flight in all; 0 means no limit. One without a login makes room for a new one, else the new one is refused."
+        "Connections to Flight in all; 0 means no limit but that of open files, by which fewer may be let in. One without a login makes room for a new one, else the new one is refused."
     ),
     key!(
         limits.connections_per_address,

@@ -57,16 +57,7 @@ impl ConfigArguments {
     }
 }
 
-/// Many systems begin with 1,024 file descriptors and allow far more; each connection needs one.
-fn allow_descriptors() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    // Without it limits.connections may be more than there are, and then connections wait to be accepted.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-}
-
 pub(super) async fn run(arguments: Arguments) -> ExitCode {
-    allow_descriptors();
     match arguments.config.load() {
         Ok(loaded) => ExitCode::from(serve(loaded.config).await),
         Err(mistakes) => {
@@ -85,6 +76,7 @@ pub async fn serve(config: Config) -> u8 {
             return WRONG_USE;
         }
     };
+    machine::allow_open_files();
     if let Some(bytes) = machine::process_memory(&config)
         && let Err(error) = machine::bound_memory(bytes)
     {

@@ -1,12 +1,14 @@
-//! A consistent copy of the database while it serves, verified before it gets its name; and a copy put back.
+//! A consistent copy of the database while it serves, verified before it gets its name.
 //!
 //! DuckDB copies the database in one transaction (`COPY FROM DATABASE`): schemas, tables with their constraints, views,
 //! macros, types, sequences and indexes. The copy is then opened again, every table's rows are counted and hashed, and
 //! must be what the same transaction saw in the source.
 
 use std::{
-    fs::File,
-    path::{Path, PathBuf},
+    fs::{DirBuilder, File, OpenOptions, Permissions},
+    io::Write,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::Path,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -16,15 +18,16 @@ use serde::{Deserialize, Serialize};
 use super::{
     Engine, Shared,
     catalog::quote,
-    hold::{Hold, beside},
+    hold::beside,
     ingest::Fingerprint,
     pool::Cancel,
-    verify::{TableSum, sum_of, tables_of, verify},
+    verify::{TableSum, sum_of, tables_of},
 };
 use crate::{
     access::Rights,
     config::Span,
     error::{Error, Result},
+    machine,
 };
 
 /// What is written beside a backup, under its name with the ending `.json`.
@@ -81,9 +84,13 @@ const PARTIAL: &str = ".partial";
 
 impl Work<'_> {
     fn run(&self) -> Result<Manifest> {
+        // The copy, its log, their directory and the sums; what cannot be done is told before it is begun.
+        machine::spare_descriptors(8)?;
         let (file, made) = self.name();
         let partial = self.directory.join(format!(".{file}{PARTIAL}"));
         self.remove_partial()?;
+        // Its log and what is half done are nobody else's to read, either.
+        DirBuilder::new().mode(0o700).create(&partial).map_err(trouble)?;
         let outcome = self.write(&partial, file, made);
         if outcome.is_err() {
             // What cannot be removed is removed by the next backup.
@@ -101,16 +108,23 @@ impl Work<'_> {
 
     fn remove_partial(&self) -> Result<()> {
         for entry in std::fs::read_dir(self.directory).map_err(trouble)? {
-            let path = entry.map_err(trouble)?.path();
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            if name.starts_with('.') && (name.ends_with(PARTIAL) || name.ends_with(&format!("{PARTIAL}.wal"))) {
+            let entry = entry.map_err(trouble)?;
+            let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
+            if !name.starts_with('.') {
+                continue;
+            }
+            if name.ends_with(PARTIAL) && entry.file_type().map_err(trouble)?.is_dir() {
+                std::fs::remove_dir_all(&path).map_err(trouble)?;
+            } else if name.ends_with(PARTIAL) || name.ends_with(&format!("{PARTIAL}.wal")) {
                 std::fs::remove_file(&path).map_err(trouble)?;
             }
         }
         Ok(())
     }
 
-    fn write(&self, partial: &Path, file: String, made: String) -> Result<Manifest> {
+    /// In `directory`, whose files get their names when all is well.
+    fn write(&self, directory: &Path, file: String, made: String) -> Result<Manifest> {
+        let partial = &directory.join(&file);
         let source = self.shared.database_name(self.connection)?;
         let copied = {
             let copy = self.attach(partial, false)?;
@@ -128,6 +142,8 @@ impl Work<'_> {
         if stored != copied {
             return Err(Error::Unverified("the backup differs from what was copied".into()));
         }
+        // All rows of all users are in it.
+        std::fs::set_permissions(partial, Permissions::from_mode(0o600)).map_err(trouble)?;
         let bytes =
             File::open(partial).and_then(|file| file.sync_all().and_then(|()| file.metadata())).map_err(trouble)?;
         let manifest = Manifest {
@@ -139,12 +155,15 @@ impl Work<'_> {
             file,
         };
         let text = serde_json::to_vec_pretty(&manifest).map_err(Error::internal)?;
-        let beside_it = self.directory.join(format!(".{}.json{PARTIAL}", manifest.file));
-        std::fs::write(&beside_it, text).and_then(|()| File::open(&beside_it)?.sync_all()).map_err(trouble)?;
+        let sums = directory.join("sums.json");
+        let mut writing = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&sums).map_err(trouble)?;
+        writing.write_all(&text).and_then(|()| writing.sync_all()).map_err(trouble)?;
         // The file last: where it is, its sums are.
         let target = self.directory.join(&manifest.file);
-        std::fs::rename(&beside_it, beside(&target, ".json")).map_err(trouble)?;
+        std::fs::rename(&sums, beside(&target, ".json")).map_err(trouble)?;
         std::fs::rename(partial, &target).map_err(trouble)?;
+        // Empty now; one that stays is removed by the next backup.
+        let _ = std::fs::remove_dir(directory);
         sync_directory(self.directory)?;
         Ok(manifest)
     }
@@ -198,73 +217,8 @@ impl Drop for Attached<'_> {
     }
 }
 
-/// What was put back.
-#[derive(Debug, Serialize)]
-pub struct Restored {
-    pub tables: Vec<TableSum>,
-    /// Whether the sums of the backup were there to compare with.
-    pub compared: bool,
-    /// Where the database is that was there before.
-    pub kept: Option<PathBuf>,
-}
-
-/// Puts a backup, verified first, in the place of a database that nobody has open. What is there is moved aside if
-/// `replace`, else refused. Blocks.
-pub fn restore(backup: &Path, database: &Path, replace: bool) -> Result<Restored> {
-    let shown = backup.display();
-    if beside(backup, ".wal").exists() {
-        return Err(Error::invalid(format!("{shown} has a write-ahead log beside it: it is a database and no backup")));
-    }
-    let mut tables = Vec::new();
-    let mut broken = None;
-    verify(backup, |_, _, read| match read {
-        Ok(sum) => tables.push(sum),
-        Err(error) => broken = broken.take().or(Some(error)),
-    })?;
-    if let Some(error) = broken {
-        return Err(Error::Corrupt(format!("{shown} is not whole: {error}")));
-    }
-    let expected = match std::fs::read(beside(backup, ".json")) {
-        Ok(text) => Some(
-            serde_json::from_slice::<Manifest>(&text)
-                .map_err(|error| Error::Corrupt(format!("{shown}.json does not describe a backup: {error}")))?,
-        ),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => return Err(Error::Io(format!("{shown}.json: {error}"))),
-    };
-    if expected.as_ref().is_some_and(|expected| expected.tables != tables) {
-        return Err(Error::Corrupt(format!("{shown} is not what {shown}.json says of it")));
-    }
-    let _hold = Hold::take(database)?;
-    let log = beside(database, ".wal");
-    let there = database.exists() || log.exists();
-    if there && !replace {
-        let database = database.display();
-        return Err(Error::Exists(format!("{database} exists; --force puts it aside, under another name")));
-    }
-    let failed = |error: std::io::Error| Error::Io(format!("cannot write {}: {error}", database.display()));
-    let partial = beside(database, ".restoring");
-    std::fs::copy(backup, &partial).and_then(|_| File::open(&partial)?.sync_all()).map_err(failed)?;
-    let directory = database.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let aside = beside(database, &format!(".before-{}", now().0));
-    // A crash leaves what was there, or what is restored; between these and the last step, the log of the one beside the
-    // other, which is refused at the next start.
-    if database.exists() {
-        std::fs::hard_link(database, &aside).or_else(|_| std::fs::copy(database, &aside).map(drop)).map_err(failed)?;
-        sync_directory(directory)?;
-    }
-    std::fs::rename(&partial, database).map_err(failed)?;
-    sync_directory(directory)?;
-    if log.exists() {
-        std::fs::rename(&log, beside(&aside, ".wal")).map_err(failed)?;
-        sync_directory(directory)?;
-    }
-    let kept = there.then_some(aside);
-    Ok(Restored { tables, compared: expected.is_some(), kept })
-}
-
 /// The time as a part of a file's name, and as people write it.
-fn now() -> (String, String) {
+pub(super) fn now() -> (String, String) {
     let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
     (now.chars().filter(|c| c.is_ascii_alphanumeric()).collect(), now)
 }

@@ -2,7 +2,7 @@
 
 use duckdb::error::DuckDBError as Code;
 
-use crate::{access::Rights, error::Error};
+use crate::{access::Rights, error::Error, machine};
 
 /// What a caller may read of an error: DuckDB's hints name tables like the one that was asked for, whoever asks.
 pub(super) fn discreet(error: Error, rights: &Rights) -> Error {
@@ -49,6 +49,12 @@ impl Redact {
             // A block that is not what was written; whoever reads it again gets the same.
             _ if lower.starts_with("corrupt database file") => Error::Corrupt(message),
             Code::RuntimeInternal | Code::RuntimeNullPointer | Code::Api => Error::Internal(message),
+            // Whatever it was opened for; only with the codes of files and of commits.
+            Code::IoReadFailure | Code::IoGeneral | Code::DatabaseTransaction
+                if lower.contains("too many open files") =>
+            {
+                machine::no_descriptors(message)
+            }
             Code::DatabaseConstraint => Error::Constraint(message),
             // A full disk fails a commit; the same write does not succeed when repeated.
             Code::DatabaseTransaction if NO_ROOM.iter().any(|words| lower.contains(words)) => Error::Io(message),

@@ -175,7 +175,7 @@ impl Engine {
             drop(place);
             // A receiver that is gone needs no answer.
             let _ = outcome.send(finished);
-        });
+        })?;
 
         let bytes = Arc::new(AtomicU64::new(0));
         let counted = bytes.clone();

@@ -413,7 +413,7 @@ impl Engine {
             drop(seat);
             // A receiver that is gone needs no answer.
             let _ = answer.send(outcome);
-        });
+        })?;
         answered.await.map_err(|_| Error::internal("an engine thread ended without an answer"))?
     }
 
@@ -439,7 +439,7 @@ impl Engine {
             drop(place);
             // A receiver that is gone needs no answer.
             let _ = answer.send(outcome);
-        });
+        })?;
         answered.await.map_err(|_| Error::internal("an engine thread ended without an answer"))?
     }
 

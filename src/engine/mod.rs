@@ -24,6 +24,7 @@ mod plain;
 mod pool;
 mod query;
 mod reopen;
+mod restore;
 mod sandbox;
 mod script;
 mod seen;
@@ -38,6 +39,7 @@ mod verify;
 mod wal;
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, TryLockError, Weak,
         atomic::{AtomicBool, AtomicU64},
@@ -49,7 +51,7 @@ use duckdb::{Parameters, connection::Connection, environment::Environment, insta
 use tokio::sync::{oneshot, watch};
 
 pub use act::Act;
-pub use backup::{Manifest, Restored, restore};
+pub use backup::Manifest;
 pub use binding::Bound;
 pub use catalog::{Plan, TableName, literal, quote};
 pub use files::FileFormat;
@@ -58,6 +60,7 @@ pub use kept::KeptExchanger;
 pub use line::{Line, Settings};
 pub use metadata::{KeyTable, ListedColumn, ListedTable, TABLE_TYPES, TableFilter, Vocabulary};
 pub use query::{Ask, status_schema};
+pub use restore::{Restored, restore};
 pub use script::Script;
 pub use seen::{Kill, RunningStatement};
 pub use shape::{Reads, Shape};
@@ -93,6 +96,8 @@ struct Shared {
     instance: Mutex<Served>,
     /// The lock and the seal of the database file; after the instance, because it outlives it.
     hold: Mutex<Option<Hold>>,
+    /// The database file itself, where the configured path leads; none in memory.
+    file: Option<PathBuf>,
     config: Config,
     redact: Redact,
     metrics: Metrics,
@@ -116,8 +121,6 @@ struct Shared {
     reopening: Mutex<()>,
     /// When it was reopened.
     reopened: Mutex<Vec<Instant>>,
-    /// Device and inode of the database file.
-    file: Mutex<Option<(u64, u64)>>,
     /// Whether no statement may change a setting of the database.
     locked: bool,
 }
@@ -245,7 +248,7 @@ impl Engine {
             let outcome = cancel.explain(outcome);
             // A receiver that is gone needs no answer.
             let _ = answer.send(outcome);
-        });
+        })?;
         answered.await.map_err(|_| Error::internal("an engine thread ended without an answer"))?
     }
 

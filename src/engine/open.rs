@@ -19,7 +19,7 @@ use super::{
     guard::{self, BuiltIns},
     hold::{Hold, beside},
     pool::{Pool, lock},
-    reopen::{Offenders, identity},
+    reopen::Offenders,
     source::Sources,
     wal,
 };
@@ -32,6 +32,10 @@ use crate::{
 
 /// The statement after which settings stay as they are.
 pub(super) const LOCK: &str = "SET lock_configuration = true";
+
+/// DuckDB reads the cgroup's files while it makes an instance. Where it cannot open them, it frees an instance that is half
+/// made, which ends the process (main/database.cpp). So descriptors are asked for first.
+pub(super) const DESCRIPTORS: usize = 8;
 
 impl Engine {
     /// Opens the database of the configuration. Blocks while DuckDB reads the file and replays its log.
@@ -49,16 +53,22 @@ impl Engine {
         let database = &config.database;
         // Held before DuckDB looks at the file, and for as long as it has it.
         let hold = database.file().map(Hold::take).transpose()?;
-        database.file().map(wal::check).transpose()?;
+        let file = hold.as_ref().map(|hold| hold.database().to_path_buf());
+        if let (Some(hold), Some(file)) = (&hold, &file) {
+            hold.check_names()?;
+            wal::check(file)?;
+        }
         let backups = database.backup_directory.as_ref().map(|path| path.to_string_lossy().into_owned());
         let paths = [database.path.clone(), database.temp_directory.clone(), absolute(&database.path)];
-        let redact = Redact::new(paths.into_iter().chain(backups));
+        let own = file.iter().flat_map(|file| file.to_str()).flat_map(|file| [file.to_string(), absolute(file)]);
+        let redact = Redact::new(paths.into_iter().chain(own).chain(backups));
         let environment = Environment::new().map_err(|error| refused(database, &error))?;
         let offenders = Arc::new(Offenders::new(&config.limits));
         let shared = Arc::new(Shared {
             environment,
             instance: Mutex::new(Served::Closed),
             hold: Mutex::new(hold),
+            file,
             config: config.clone(),
             redact,
             metrics,
@@ -74,7 +84,6 @@ impl Engine {
             offenders: offenders.clone(),
             reopening: Mutex::default(),
             reopened: Mutex::default(),
-            file: Mutex::default(),
             locked,
         });
         if let Some(known) = known {
@@ -83,7 +92,6 @@ impl Engine {
         let sources = Sources::default();
         let instance = instance(&shared, &sources)?;
         *lock(&shared.instance) = Served::Open(instance);
-        *lock(&shared.file) = database.file().and_then(identity);
         let pool = Pool::new(&config.limits, shared.metrics.clone(), offenders);
         Ok(Self { shared, pool, sources })
     }
@@ -94,15 +102,18 @@ impl Engine {
 pub(super) fn instance(shared: &Shared, sources: &Sources) -> Result<Instance> {
     let database = &shared.config.database;
     let opening = |error: duckdb::Error| refused(database, &error);
-    let location = match database.file() {
-        None => StorageLocation::InMemory,
-        Some(_) => StorageLocation::OnDisk(database.path.clone()),
-    };
-    let instance = InstanceBuilder::new().options(options(database)).build(&shared.environment).map_err(opening)?;
-    instance.attach(AttachBuilder::new(location).make_default()).map_err(opening)?;
-    if database.seal {
-        lock(&shared.hold).iter_mut().for_each(Hold::seal);
+    let mut attachment = AttachBuilder::new(StorageLocation::InMemory);
+    if let Some(file) = &shared.file {
+        // DuckDB looks for the log beside the name that it is given, so it is given the file's own.
+        attachment = AttachBuilder::new(StorageLocation::OnDisk(utf8(file)?));
+        if file != Path::new(&database.path) {
+            attachment = attachment.alias(catalog_name(Path::new(&database.path)));
+        }
     }
+    machine::spare_descriptors(DESCRIPTORS)?;
+    let instance = InstanceBuilder::new().options(options(database)).build(&shared.environment).map_err(opening)?;
+    instance.attach(attachment.make_default()).map_err(opening)?;
+    lock(&shared.hold).iter_mut().try_for_each(|hold| hold.opened(database.seal))?;
     let connection = instance.connect().map_err(opening)?;
     sources.register_function(&connection).map_err(opening)?;
     for (name, value) in &database.debug {
@@ -203,6 +214,22 @@ pub(super) fn refused(database: &Database, error: &duckdb::Error) -> Error {
 /// A size in the form DuckDB's settings take.
 fn duckdb_size(size: Size) -> String {
     format!("{}B", size.0)
+}
+
+/// The name of the catalog in a file of this name, as DuckDB makes it.
+fn catalog_name(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = name.split('.').next().unwrap_or_default();
+    match stem {
+        "main" | "temp" | "system" => format!("{stem}_db"),
+        _ => stem.to_string(),
+    }
+}
+
+/// A path as DuckDB takes it.
+fn utf8(path: &Path) -> Result<String> {
+    let text = path.to_str().map(str::to_string);
+    text.ok_or_else(|| Error::Io(format!("cannot open database {}: its path is not UTF-8", path.display())))
 }
 
 fn absolute(path: &str) -> String {

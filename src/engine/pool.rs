@@ -29,6 +29,7 @@ use crate::{
     access::{Principal, Rights},
     config::{Limits, Span},
     error::{Error, Result},
+    machine,
     telemetry::Metrics,
 };
 
@@ -179,7 +180,8 @@ impl Pool {
     }
 
     /// Runs `job` on an engine thread; `slot` is given back when it ends.
-    pub(super) fn run(&self, slot: Slot, job: impl FnOnce() + Send + 'static) {
+    /// Where no thread can be started for it, it is dropped.
+    pub(super) fn run(&self, slot: Slot, job: impl FnOnce() + Send + 'static) -> Result<()> {
         let idle = Arc::downgrade(&self.idle);
         let mut job: Job = Box::new(move || {
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
@@ -191,7 +193,7 @@ impl Pool {
         let mut waiting = lock(&self.idle);
         while let Some(thread) = waiting.pop() {
             match thread.send(job) {
-                Ok(()) => return,
+                Ok(()) => return Ok(()),
                 Err(mpsc::SendError(returned)) => job = returned,
             }
         }
@@ -201,11 +203,8 @@ impl Pool {
         threads.retain(|thread| !thread.is_finished());
         let name = format!("engine-{}", threads.len());
         let spawned = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || work(job, &idle));
-        match spawned {
-            Ok(thread) => threads.push(thread),
-            // The job is dropped with its channels, so that its caller sees the failure.
-            Err(error) => tracing::error!(%error, "cannot start an engine thread"),
-        }
+        threads.push(spawned.map_err(machine::no_threads)?);
+        Ok(())
     }
 
     /// Handles that cancel one statement: by a call, at its deadline, when the pool interrupts all, or when dropped.

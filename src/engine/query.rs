@@ -189,7 +189,7 @@ impl Engine {
             }
             // Last: nobody waits for a connection to close.
             drop(place);
-        });
+        })?;
         let head = head.await.map_err(|_| Error::internal("an engine thread ended without an answer"))?;
         let (schema, shape) = head?;
         Ok((RecordBatchStream::new(schema, Batches { batches, ending, _guard: guard }), shape))

@@ -6,8 +6,6 @@
 
 use std::{
     collections::HashMap,
-    os::unix::fs::MetadataExt,
-    path::Path,
     sync::{Mutex, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -137,11 +135,6 @@ pub(super) fn invalidated() -> Error {
     )
 }
 
-/// The file that a path names now.
-pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
-}
-
 impl Engine {
     /// Whether an invalidated database would be opened again now, in place of the end of the process.
     pub fn may_reopen(&self) -> bool {
@@ -200,9 +193,9 @@ impl Engine {
 
     fn open_again(&self) -> Result<duckdb::instance::Instance> {
         let shared = &self.shared;
-        let path = shared.config.database.file().ok_or_else(|| Error::internal("a database in memory is lost"))?;
-        if identity(path) != *lock(&shared.file) {
-            return Err(Error::Io("the database file was removed or replaced while it was open".into()));
+        let path = shared.file.as_deref().ok_or_else(|| Error::internal("a database in memory is lost"))?;
+        if let Some(how) = lock(&shared.hold).as_ref().and_then(Hold::lost) {
+            return Err(Error::Io(format!("{how} while it was open")));
         }
         // DuckDB opens it by its name, which a sealed file refuses.
         lock(&shared.hold).iter_mut().for_each(Hold::unseal);

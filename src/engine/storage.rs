@@ -50,7 +50,7 @@ impl Shared {
 
     /// The database file, if there is one.
     fn file(&self) -> Option<&Path> {
-        self.config.database.file()
+        self.file.as_deref()
     }
 
     fn wal_size(&self) -> u64 {

@@ -187,7 +187,7 @@ impl Engine {
             }
             // Last: nobody waits for it.
             drop(connection);
-        });
+        })?;
         let schema = schema.await.map_err(|_| Error::internal("an engine thread ended without an answer"))??;
         Ok(RecordBatchStream::new(schema, Batches { batches, ending, _guard: guard }).holding(pump))
     }

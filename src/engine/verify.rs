@@ -17,12 +17,13 @@ use super::{
     error::Redact,
     hold::{self, Hold, beside},
     ingest::Fingerprint,
-    open::{options, refused},
+    open::{DESCRIPTORS, options, refused},
     wal,
 };
 use crate::{
     config::{Config, Database},
     error::{Error, Result},
+    machine,
 };
 
 /// One table of a database, and what all of its rows come to.
@@ -71,6 +72,7 @@ pub struct FileState {
 impl FileState {
     pub fn of(path: &Path) -> Self {
         let size = |path: &Path| std::fs::metadata(path).map(|file| file.len());
+        let path = &hold::place(path);
         Self {
             exists: path.exists(),
             size: size(path).unwrap_or(0),
@@ -100,11 +102,16 @@ pub fn verify(path: &Path, mut each: impl FnMut(&str, &str, Result<TableSum>)) -
     if !path.exists() {
         return Err(Error::NotFound(format!("there is no file {}", path.display())));
     }
+    let file = hold::place(path);
     // Where a server was, its lock is taken, and the seal of one that crashed undone.
-    let _hold = beside(path, ".lock").exists().then(|| Hold::take(path)).transpose()?;
-    wal::check(path)?;
-    let database = Database { path: path.to_string_lossy().into_owned(), ..Config::default().database };
+    let hold = beside(&file, ".lock").exists().then(|| Hold::take(path)).transpose()?;
+    if let Some(hold) = &hold {
+        hold.check_names()?;
+    }
+    wal::check(&file)?;
+    let database = Database { path: file.to_string_lossy().into_owned(), ..Config::default().database };
     let opening = |error: duckdb::Error| refused(&database, &error);
+    machine::spare_descriptors(DESCRIPTORS)?;
     let environment = Environment::new().map_err(opening)?;
     let instance = InstanceBuilder::new().options(options(&database)).build(&environment).map_err(opening)?;
     let name = "verified";

@@ -3,7 +3,7 @@
 //! An accept loop of our own, because tonic's server has no knob for the send buffer and the reset limits, and because
 //! one server listens on TCP and on a Unix socket.
 
-use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2};
@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -25,9 +26,10 @@ use super::{
 };
 use crate::{
     auth::{ClientCertificate, Standing},
-    config::{Config, Size, Wire},
+    config::{Config, Limits, Size, Wire},
     error::{Error, Result},
     location::Location,
+    machine,
 };
 
 const MAX_HEADERS: u32 = 32 * 1024;
@@ -47,6 +49,9 @@ pub(super) enum Listener {
     Unix(UnixListener, PathBuf),
 }
 
+/// Connections that have been told to go may still be open when as many have come in.
+const LEAVING: usize = 8;
+
 /// Who is at the other end, where that has an address.
 #[derive(Clone, Copy)]
 pub(super) struct Peer(pub(super) SocketAddr);
@@ -61,6 +66,8 @@ pub(super) struct Acceptor<S> {
     /// Of the TCP listener; a Unix socket has none.
     tls: Option<Tls>,
     admission: Admission,
+    /// One for each socket that may be open, whoever is behind it.
+    sockets: Arc<Semaphore>,
     activity: Activity,
     stop: CancellationToken,
 }
@@ -123,9 +130,12 @@ where
         stop: CancellationToken,
     ) -> Self {
         let max_streams = u32::try_from(config.limits.streams_per_connection).unwrap_or(u32::MAX);
-        let admission = Admission::new(&config.limits, activity.metrics());
+        let limits = carried(&config.limits, machine::connections(config));
+        let most = if limits.connections == 0 { Semaphore::MAX_PERMITS } else { limits.connections + LEAVING };
+        let sockets = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
+        let admission = Admission::new(&limits, activity.metrics());
         let (wire, patience) = (config.wire.clone(), Patience::new(config));
-        Self { service, wire, max_streams, patience, tls, admission, activity, stop }
+        Self { service, wire, max_streams, patience, tls, admission, sockets, activity, stop }
     }
 
     /// HTTP/2 for one connection, whose streams are tasks of its link.
@@ -166,18 +176,22 @@ where
     }
 
     async fn accept(&self, listener: &Listener, connections: &mut JoinSet<()>) -> io::Result<()> {
+        // Not closed.
+        let socket = self.sockets.clone().acquire_owned().await.map_err(io::Error::other)?;
         match listener {
             Listener::Tcp(listener) => {
                 let (io, peer) = listener.accept().await?;
                 let Some(admitted) = self.admission.admit(Some(peer.ip())) else { return Ok(()) };
                 io.set_nodelay(self.wire.nodelay)?;
                 self.patience.apply(&io)?;
-                connections.spawn(self.clone().tcp(self.activity.watch(io), Peer(peer), admitted));
+                let connection = self.clone().tcp(self.activity.watch(io), Peer(peer), admitted);
+                connections.spawn(holding(socket, connection));
             }
             Listener::Unix(listener, _) => {
                 let (io, _unnamed) = listener.accept().await?;
                 let Some(admitted) = self.admission.admit(None) else { return Ok(()) };
-                connections.spawn(self.clone().connection(self.activity.watch(io), None, None, admitted));
+                let connection = self.clone().connection(self.activity.watch(io), None, None, admitted);
+                connections.spawn(holding(socket, connection));
             }
         }
         Ok(())
@@ -253,6 +267,40 @@ where
             tracing::debug!(%error, "a connection ended in an error");
         }
     }
+}
+
+/// Keeps the socket's permit until the connection, and its socket with it, is gone.
+async fn holding(socket: OwnedSemaphorePermit, connection: impl Future<Output = ()>) {
+    connection.await;
+    drop(socket);
+}
+
+/// The limits as far as file descriptors carry them. Where they do not, no address has all of what is left.
+fn carried(limits: &Limits, most: Option<usize>) -> Limits {
+    let mut limits = limits.clone();
+    let Some(most) = most else { return limits };
+    let configured = limits.connections;
+    // Of those that the limit is for.
+    let most = most.saturating_sub(LEAVING).max(1);
+    if configured != 0 && configured <= most {
+        return limits;
+    }
+    limits.connections = most;
+    if limits.connections_per_address != 0 {
+        limits.connections_per_address = limits.connections_per_address.min((most / 4 * 3).max(1));
+    }
+    if limits.unauthenticated_connections != 0 {
+        limits.unauthenticated_connections = limits.unauthenticated_connections.min((most / 2).max(1));
+    }
+    let open_files = machine::open_files().unwrap_or(0);
+    tracing::warn!(
+        configured,
+        connections = most,
+        per_address = limits.connections_per_address,
+        open_files,
+        "limits.connections is lowered to what the limit of open files (RLIMIT_NOFILE, ulimit -n) carries"
+    );
+    limits
 }
 
 /// The configuration is checked to hold what HTTP/2 allows.

@@ -271,7 +271,7 @@ async fn file_that_was_replaced_meanwhile_is_not_reopened() {
     assert_eq!(failing(&client, FATAL).await.code(), Code::Internal);
     let (code, lines) = server.ended().await;
     assert_eq!(code, Some(70), "{lines:?}");
-    assert!(lines.iter().any(|line| line.contains("removed or replaced")), "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains("removed or renamed")), "{lines:?}");
     assert!(!db.exists(), "no empty database takes its place");
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use wasmtime::Engine;
 
-use crate::error::{Error, Result};
+use crate::{error::Result, machine};
 
 /// How late the end of a module's time may be noticed.
 const TICK: Duration = Duration::from_millis(10);
@@ -35,7 +35,7 @@ impl Ticker {
         let shared = Arc::new(Shared::default());
         let (seen, engine) = (shared.clone(), engine.clone());
         let thread = std::thread::Builder::new().name("mallard-wasm-ticker".into());
-        thread.spawn(move || tick(&seen, &engine)).map_err(Error::internal)?;
+        thread.spawn(move || tick(&seen, &engine)).map_err(machine::no_threads)?;
         Ok(Self(shared))
     }
 
