@@ -10,6 +10,7 @@
 //! | 0 | [`access`] | roles, grants on tables, and what one caller may do |
 //! | 0 | [`printable`] | text from outside as a terminal and a log may show it |
 //! | 0 | [`clock`] | the wall clock, for what expires |
+//! | 0 | [`json`] | JSON whose numbers keep all of their digits |
 //! | 0 | [`config`] | keys, defaults, sources, validation |
 //! | 1 | [`stream`] | a schema and fallible record batches: the seam between all parts |
 //! | 1 | [`machine`] | what the machine or the container lets this process have |
@@ -35,6 +36,8 @@ pub mod access;
 pub mod clock;
 
 pub mod printable;
+
+pub mod json;
 
 pub mod config;
 

@@ -1,11 +1,13 @@
 //! `mallard actions`
 
+use bytes::Bytes;
 use clap::Args;
 use futures::StreamExt;
 
 use super::connect::LoginArguments;
 use crate::{
     error::{Error, Result},
+    json::Json,
     location::Location,
 };
 
@@ -30,13 +32,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<()> {
         }
         return Ok(());
     };
-    let body = match &arguments.body {
-        Some(text) => {
-            serde_json::from_str(text).map_err(|error| Error::invalid(format!("the body is not JSON: {error}")))?
-        }
-        None => serde_json::Value::Null,
-    };
-    let mut results = client.action(name, &body).await?.boxed();
+    let body = arguments.body.as_deref().unwrap_or_default();
+    if !body.is_empty() {
+        Json::parse(body).map_err(|error| Error::invalid(format!("the body is not JSON: {error}")))?;
+    }
+    // As it was written: its numbers keep all of their digits.
+    let mut results = client.action_with(name, Bytes::copy_from_slice(body.as_bytes())).await?;
     while let Some(result) = results.next().await {
         println!("{}", String::from_utf8_lossy(&result?));
     }

@@ -12,7 +12,7 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::{
     connect::LoginArguments,
@@ -24,7 +24,8 @@ use crate::{
     config,
     engine::Engine,
     error::{Error, Result},
-    exchange::{Chain, Registration, Registry, is_name},
+    exchange::{Arguments as Given, Chain, Parameters, Registration, Registry, is_name},
+    json::Json,
     location::Location,
     stream::RecordBatchStream,
     telemetry::Metrics,
@@ -91,9 +92,16 @@ struct TestArguments {
     exchanger: PathBuf,
     #[command(flatten)]
     input: InputArguments,
-    /// Parameters: a JSON object
+    /// Parameter: a number, true, false, null, JSON in brackets, or text ("quoted" where it looks like one of those)
+    #[arg(long = "param", value_name = "NAME=VALUE", value_parser = named)]
+    parameters: Vec<(String, Json)>,
+    /// Parameters: a JSON object; --param comes first where both name one
     #[arg(long, value_name = "JSON", value_parser = object)]
-    params: Option<Map<String, Value>>,
+    params: Option<Json>,
+    /// What would be registered as params: a JSON object of names with a default, or with {"type": .., "default": ..}. Without
+    /// it the parameters of SQL have the types of the values that are given
+    #[arg(long, value_name = "JSON", value_parser = object)]
+    declare: Option<Json>,
     /// TOML file of a server whose limits are taken; the environment's MALLARD__WASM__.. count, too
     #[arg(long, env = "MALLARD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -118,7 +126,7 @@ struct AddArguments {
     description: Option<String>,
     /// Parameters: a JSON object of names with a default, or with {"type": .., "default": ..}
     #[arg(long, value_name = "JSON", value_parser = object)]
-    params: Option<Map<String, Value>>,
+    params: Option<Json>,
     /// Add a version where the name is there already
     #[arg(long)]
     replace: bool,
@@ -126,8 +134,14 @@ struct AddArguments {
     login: LoginArguments,
 }
 
-fn object(text: &str) -> Result<Map<String, Value>, serde_json::Error> {
-    serde_json::from_str(text)
+fn object(text: &str) -> Result<Json, String> {
+    let json = Json::parse(text).map_err(|error| error.to_string())?;
+    json.members().map(|_| json).ok_or_else(|| "it is no JSON object".to_string())
+}
+
+fn named(text: &str) -> Result<(String, Json), String> {
+    let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("it is not NAME=VALUE")?;
+    Ok((name.to_string(), Json::parse(value).unwrap_or_else(|_| Json::text(value))))
 }
 
 pub(super) async fn run(Arguments { command, run }: Arguments) -> Result<()> {
@@ -146,7 +160,10 @@ pub(super) async fn run(Arguments { command, run }: Arguments) -> Result<()> {
 
 async fn add(arguments: AddArguments) -> Result<()> {
     let AddArguments { uri, name, sql, wasm, description, params, replace, login } = arguments;
-    let mut body = json!({"name": name, "params": params.unwrap_or_default(), "replace": replace});
+    let mut body = json!({"name": name, "replace": replace});
+    if let Some(params) = params {
+        body["params"] = Parameters::read(&params)?.listed().into();
+    }
     if let Some(sql) = sql {
         body["sql"] = sql.into();
     }
@@ -164,7 +181,7 @@ async fn add(arguments: AddArguments) -> Result<()> {
 
 /// As a server would run it: the registry is a server's, and so is what surrounds the exchanger.
 async fn test(arguments: TestArguments) -> Result<()> {
-    let TestArguments { exchanger, input, params, config, output } = arguments;
+    let TestArguments { exchanger, input, parameters, params, declare, config, output } = arguments;
     let local = Arc::new(files::local().await?);
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -177,9 +194,21 @@ async fn test(arguments: TestArguments) -> Result<()> {
     let is_free = |stem: &&str| is_name(stem) && built_in.iter().all(|listed| listed.name != *stem);
     let stem = exchanger.file_stem().and_then(|stem| stem.to_str()).filter(is_free);
     let name = stem.unwrap_or("tested").to_string();
-    registry.register(&rights, registration(&name, &exchanger)?).await?;
+    let mut given = params.and_then(|params| params.members()).unwrap_or_default();
+    for (name, value) in parameters {
+        given.retain(|(other, _)| *other != name);
+        given.push((name, value));
+    }
+    let mut registration = registration(&name, &exchanger)?;
+    registration.params = match declare {
+        Some(declared) => Some(Parameters::read(&declared)?),
+        None if registration.sql.is_some() => Some(Parameters::of_values(&given)?),
+        // The module alone knows what it takes.
+        None => None,
+    };
+    registry.register(&rights, registration).await?;
 
-    let chain = Chain::parse(&format!("{name} {}", serde_json::Value::Object(params.unwrap_or_default())))?;
+    let chain = Chain::parse(&format!("{name} {}", Given(given)))?;
     let counts = Arc::new([const { AtomicU64::new(0) }; 4]);
     let add =
         |counts: &[AtomicU64; 4], at: usize, number: usize| counts[at].fetch_add(number as u64, Ordering::Relaxed);
@@ -238,6 +267,7 @@ pub(super) async fn list(arguments: ListArguments) -> Result<()> {
         "failed",
         "rows_in",
         "rows_out",
+        "retired",
         "description",
     ];
     show(&listed, &columns, arguments.json);

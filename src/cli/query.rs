@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use arrow_array::{ArrayRef, BooleanArray, Float64Array, Int64Array, NullArray, RecordBatch, StringArray};
+use arrow_array::{
+    ArrayRef, BooleanArray, Decimal128Array, Float64Array, Int64Array, NullArray, RecordBatch, StringArray,
+};
 use clap::Args;
-use serde_json::Value;
 
 use super::{
     connect::{self, LoginArguments},
@@ -13,6 +14,7 @@ use super::{
 use crate::{
     client::Answered,
     error::{Error, Result},
+    json::{Decimal, Json, Kind},
     location::Location,
 };
 
@@ -71,12 +73,28 @@ fn values(sql: &str, given: &[String]) -> Result<RecordBatch> {
 }
 
 fn value(text: &str) -> ArrayRef {
-    match serde_json::from_str(text) {
-        Ok(Value::Number(number)) if number.is_i64() => Arc::new(Int64Array::from(vec![number.as_i64()])),
-        Ok(Value::Number(number)) => Arc::new(Float64Array::from(vec![number.as_f64()])),
-        Ok(Value::Bool(flag)) => Arc::new(BooleanArray::from(vec![flag])),
-        Ok(Value::Null) => Arc::new(NullArray::new(1)),
-        Ok(Value::String(quoted)) => Arc::new(StringArray::from(vec![quoted])),
+    let json = Json::parse(text);
+    match json.as_ref().map(Json::kind) {
+        Ok(Kind::Number(digits)) => number(digits),
+        Ok(Kind::Bool(flag)) => Arc::new(BooleanArray::from(vec![flag])),
+        Ok(Kind::Null) => Arc::new(NullArray::new(1)),
+        Ok(Kind::Text(quoted)) => Arc::new(StringArray::from(vec![quoted])),
         _ => Arc::new(StringArray::from(vec![text])),
+    }
+}
+
+/// A BIGINT, a DECIMAL where another type would lose digits, or a DOUBLE.
+fn number(digits: &str) -> ArrayRef {
+    if let Ok(whole) = digits.parse::<i64>() {
+        return Arc::new(Int64Array::from(vec![whole]));
+    }
+    let exact = Decimal::parse(digits).filter(|number| !digits.contains(['.', 'e', 'E']) || !number.is_a_double());
+    let decimal = exact.and_then(|number| {
+        let (precision, scale) = (u8::try_from(number.precision()).ok()?, i8::try_from(number.scale()).ok()?);
+        Decimal128Array::from(vec![number.unscaled()?]).with_precision_and_scale(precision, scale).ok()
+    });
+    match decimal {
+        Some(decimal) => Arc::new(decimal),
+        None => Arc::new(Float64Array::from(vec![digits.parse::<f64>().ok()])),
     }
 }

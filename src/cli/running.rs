@@ -28,10 +28,10 @@ pub(super) struct ListArguments {
 pub(super) struct KillArguments {
     /// Server, such as grpc://127.0.0.1:8815
     uri: Location,
-    /// The statement's id, as `mallard queries` lists it
+    /// Id of the statement or exchange, as `mallard queries` lists it
     #[arg(required_unless_present = "of_user", conflicts_with = "of_user")]
     query: Option<u64>,
-    /// All statements of this user
+    /// All statements and exchanges of this user
     #[arg(long, value_name = "NAME")]
     of_user: Option<String>,
     /// Who vouches for that name, where several principals have it: users, certificate, anonymous, or a JWT's issuer

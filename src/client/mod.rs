@@ -246,7 +246,11 @@ impl Client {
     }
 
     /// The same with a body of any form.
-    async fn action_with(&self, name: &str, body: Bytes) -> Result<impl Stream<Item = Result<Bytes>> + Unpin + use<>> {
+    pub async fn action_with(
+        &self,
+        name: &str,
+        body: Bytes,
+    ) -> Result<impl Stream<Item = Result<Bytes>> + Unpin + use<>> {
         let (span, request) = self.request("DoAction", Action::new(name, body));
         let answer = self.flight.clone().do_action(request).await.map_err(|status| self.broken()(&status));
         let results: Streaming<_> =

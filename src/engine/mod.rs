@@ -20,6 +20,7 @@ mod kept;
 mod line;
 mod metadata;
 mod open;
+mod parameters;
 mod plain;
 mod pool;
 mod query;
@@ -59,12 +60,13 @@ pub use ingest::{Fingerprint, Mode, Staged, Target};
 pub use kept::KeptExchanger;
 pub use line::{Line, Settings};
 pub use metadata::{KeyTable, ListedColumn, ListedTable, TABLE_TYPES, TableFilter, Vocabulary};
+pub use parameters::{Declared, Given};
 pub use query::{Ask, status_schema};
 pub use restore::{Restored, restore};
 pub use script::Script;
 pub use seen::{Kill, RunningStatement};
 pub use shape::{Reads, Shape};
-pub use transform::{Declared, Given, Transformation};
+pub use transform::{Checked, Transformation};
 pub use verify::{FileState, TableSum, verify};
 
 use crate::{

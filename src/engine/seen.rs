@@ -1,17 +1,21 @@
-//! What is seen of statements from outside: metrics, spans, and the list of those that run.
+//! What is seen of statements from outside: metrics, spans, and the list of those that run. Streams through exchangers are
+//! on that list, too, and are ended like statements.
 
 use std::{
+    pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use arrow_array::RecordBatch;
 use duckdb::connection::Connection;
+use futures::Stream;
 use serde::{Serialize, Serializer};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
     Engine, Shared,
@@ -23,7 +27,7 @@ use crate::{
     access::{Principal, Rights, Role},
     config::StatementText,
     error::{Error, Result},
-    stream::batch_bytes,
+    stream::{RecordBatchStream, batch_bytes},
     telemetry::{self, Event, Metrics, StatementSpan},
 };
 
@@ -50,11 +54,18 @@ pub(super) struct Seen {
     /// Who has ended it, while it waits for a thread, too.
     killer: OnceLock<String>,
     killed: CancellationToken,
-    span: StatementSpan,
+    /// Of a stream through exchangers: what ends with it. Empty when it has ended.
+    exchange: OnceLock<Weak<Mutex<Option<RecordBatchStream>>>>,
+    /// A stream through exchangers has spans of its own, one for each exchanger.
+    span: Option<StatementSpan>,
     metrics: Metrics,
 }
 
-/// What the status page and the action `queries` show of a statement: no literal of its text.
+/// The class of a stream through exchangers.
+const EXCHANGE: &str = "exchange";
+
+/// What the status page and the action `queries` show of a statement, or of a stream through exchangers: no literal of its
+/// text.
 #[derive(Debug, Clone, Serialize)]
 pub struct RunningStatement {
     /// Of this server since its start.
@@ -85,6 +96,10 @@ fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S
 impl Shared {
     /// A statement is asked for. `text` is its SQL, or what it does.
     pub(super) fn see(&self, rights: &Arc<Rights>, text: &str) -> Arc<Seen> {
+        self.list(rights, text, Some(StatementSpan::begin()))
+    }
+
+    fn list(&self, rights: &Arc<Rights>, text: &str, span: Option<StatementSpan>) -> Arc<Seen> {
         let seen = Arc::new(Seen {
             id: self.statements.count.fetch_add(1, Ordering::Relaxed) + 1,
             rights: rights.clone(),
@@ -97,7 +112,8 @@ impl Shared {
             cancel: OnceLock::new(),
             killer: OnceLock::new(),
             killed: CancellationToken::new(),
-            span: StatementSpan::begin(),
+            exchange: OnceLock::new(),
+            span,
             metrics: self.metrics.clone(),
         });
         let mut statements = lock(&self.statements.seen);
@@ -111,14 +127,15 @@ impl Shared {
         seen.set_class(class);
         // The tokens are told only to someone who looks.
         let audited = self.metrics.audit.get().is_some();
-        if audited || seen.span.is_watched() {
+        let Some(span) = &seen.span else { return };
+        if audited || span.is_watched() {
             let described = statement::describe(connection, &seen.text, class);
             let text = match self.config.traces.statement_text {
                 StatementText::Redacted => Some(described.text.as_str()),
                 StatementText::Full => Some(seen.text.as_str()),
                 StatementText::Off => None,
             };
-            seen.span.identify(&described.operation, &described.summary, text);
+            span.identify(&described.operation, &described.summary, text);
             if audited {
                 // Described once.
                 let _ = seen.objects.set(described.targets);
@@ -154,6 +171,16 @@ impl Seen {
         if let Some(cancel) = self.cancel.get() {
             cancel.end(self.ended_by());
         }
+        if let Some(stream) = self.exchange.get().and_then(Weak::upgrade) {
+            // Dropped outside of the lock, and now: its reader may stand still and never ask again.
+            let ended = lock(&stream).take();
+            drop(ended);
+        }
+    }
+
+    /// Whether it is a stream through exchangers that has ended, and that its reader has not let go of.
+    fn has_left(&self) -> bool {
+        self.exchange.get().is_some_and(|stream| stream.upgrade().is_none_or(|stream| lock(&stream).is_none()))
     }
 
     /// It has an engine thread.
@@ -169,13 +196,17 @@ impl Seen {
         self.set_class("ingest");
         // Described once.
         let _ = self.objects.set(vec![table.to_string()]);
-        self.span.identify("INGEST", &format!("INGEST {table}"), None);
+        self.describe("INGEST", &format!("INGEST {table}"));
     }
 
     /// The begin or the end of a transaction.
     pub(super) fn identify_turn(&self, sql: &str) {
         self.set_class("other");
-        self.span.identify(sql, sql, None);
+        self.describe(sql, sql);
+    }
+
+    fn describe(&self, operation: &str, summary: &str) {
+        self.span.iter().for_each(|span| span.identify(operation, summary, None));
     }
 
     fn set_class(&self, class: &'static str) {
@@ -203,7 +234,7 @@ impl Seen {
         let took = self.started.get().map_or(Duration::ZERO, Instant::elapsed);
         self.metrics.query_ended(self.class.get().unwrap_or(&"other"), outcome, took);
         let rows = self.rows.load(Ordering::Relaxed);
-        self.span.end(outcome, rows);
+        self.span.iter().for_each(|span| span.end(outcome, rows));
         if let Some(audit) = self.metrics.audit.get() {
             let Rights { user, issuer, role_name, origin, .. } = &*self.rights;
             let issuer = issuer.to_string();
@@ -230,6 +261,66 @@ impl Seen {
     }
 }
 
+// === streams through exchangers ===
+
+impl Engine {
+    /// Lets a stream through exchangers be seen and ended like a statement, from before it starts until it has ended or its
+    /// reader has let go of it. `text` names the exchangers and holds no value.
+    pub async fn see_exchange(
+        &self,
+        rights: &Arc<Rights>,
+        text: &str,
+        starting: impl Future<Output = Result<RecordBatchStream>>,
+    ) -> Result<RecordBatchStream> {
+        let seen = self.shared.list(rights, text, None);
+        seen.set_class(EXCHANGE);
+        // It waits for no engine thread.
+        let _ = seen.started.set(Instant::now());
+        let stream = seen.unless_killed(starting).await?;
+        let schema = stream.schema();
+        let stream = Arc::new(Mutex::new(Some(stream)));
+        // Set once.
+        let _ = seen.exchange.set(Arc::downgrade(&stream));
+        let killed = Box::pin(seen.killed.clone().cancelled_owned());
+        Ok(RecordBatchStream::new(schema, Exchange { stream, killed, seen: Some(seen) }))
+    }
+}
+
+/// The batches of a stream that may be taken away from beside.
+struct Exchange {
+    stream: Arc<Mutex<Option<RecordBatchStream>>>,
+    killed: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// `None` when it has ended.
+    seen: Option<Arc<Seen>>,
+}
+
+impl Stream for Exchange {
+    type Item = Result<RecordBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Self { stream, killed, seen } = &mut *self;
+        let Some(running) = seen else { return Poll::Ready(None) };
+        let item = match killed.as_mut().poll(cx) {
+            Poll::Ready(()) => Some(Err(running.ended_by())),
+            Poll::Pending => {
+                let mut stream = lock(stream);
+                // Taken between the two: the next poll says why.
+                let Some(batches) = stream.as_mut() else { return Poll::Pending };
+                std::task::ready!(Pin::new(batches).poll_next(cx))
+            }
+        };
+        match &item {
+            Some(Ok(batch)) => drop(running.rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed)),
+            Some(Err(_)) | None => {
+                *seen = None;
+                let ended = lock(stream).take();
+                drop(ended);
+            }
+        }
+        Poll::Ready(item)
+    }
+}
+
 /// Which statements to end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kill {
@@ -238,7 +329,7 @@ pub enum Kill {
 }
 
 impl Engine {
-    /// Ends statements, waiting ones, too. Who is no admin ends their own only. How many there were.
+    /// Ends statements and exchanges, waiting ones, too. Who is no admin ends their own only. How many there were.
     pub fn kill(&self, rights: &Rights, which: &Kill) -> usize {
         let by = match rights.role {
             Role::Admin => format!("administrator {}", rights.principal()),
@@ -262,10 +353,11 @@ impl Engine {
     }
 
     fn seen(&self) -> Vec<Arc<Seen>> {
-        lock(&self.shared.statements.seen).iter().filter_map(Weak::upgrade).collect()
+        let seen = lock(&self.shared.statements.seen);
+        seen.iter().filter_map(Weak::upgrade).filter(|seen| !seen.has_left()).collect()
     }
 
-    /// The statements that run or wait, the oldest first.
+    /// The statements and exchanges that run or wait, the oldest first.
     pub async fn statements(&self) -> Result<Vec<RunningStatement>> {
         let seen = self.seen();
         if seen.is_empty() {
@@ -275,7 +367,7 @@ impl Engine {
             let shown = |seen: &Arc<Seen>| {
                 let class = *seen.class.get().unwrap_or(&"other");
                 let text = match class {
-                    "ingest" => seen.text.clone(),
+                    "ingest" | EXCHANGE => seen.text.clone(),
                     _ => statement::describe(connection, &seen.text, class).text,
                 };
                 let queued = seen.started.get().is_none();

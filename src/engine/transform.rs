@@ -14,9 +14,8 @@ use std::{
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use duckdb::{
-    Parameters, QueryParameter, ToValue,
+    Parameters, QueryParameter,
     connection::Connection,
-    logical_type::LogicalType,
     query_result::{ArrowQueryResult, StatementType},
     statement::Statement,
     value::Value,
@@ -33,6 +32,7 @@ use super::{
     guard,
     interruption::Manner,
     open::LOCK,
+    parameters::{self, Declared, Given},
     pool::{Cancel, CancelOnDrop, lock},
     sandbox::INPUT,
     seen::{Seen, Waiting},
@@ -58,25 +58,23 @@ pub struct Transformation {
     pub values: Vec<Given>,
 }
 
-/// One parameter's value, and the DuckDB type that it has.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Given {
-    pub name: String,
-    pub duckdb_type: String,
-    pub value: serde_json::Value,
-}
-
-/// A parameter that a statement must know.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Declared {
-    pub name: String,
-    pub duckdb_type: String,
-    pub default: Option<serde_json::Value>,
+/// What is known of a SELECT over `input` before there is one.
+#[derive(Debug)]
+pub struct Checked {
+    pub shape: Shape,
+    /// The parameters that it has.
+    pub declared: Vec<Declared>,
 }
 
 impl Engine {
-    /// What a SELECT over `input` is, told without an input; an error where it is none, or does not fit its parameters.
-    pub async fn check_transformation(&self, sql: &str, declared: Vec<Declared>) -> Result<Shape> {
+    /// What a SELECT over `input` is, told without an input; an error where it is none, or does not fit its parameters. Those
+    /// that were `inherited` from another SELECT need not all be in it.
+    pub async fn check_transformation(
+        &self,
+        sql: &str,
+        mut declared: Vec<Declared>,
+        inherited: bool,
+    ) -> Result<Checked> {
         statement::check_text(&self.shared, sql)?;
         let sql = sql.to_string();
         self.call(&Rights::all("mallard"), move |shared, connection| {
@@ -94,15 +92,16 @@ impl Engine {
                     "the SQL has the parameter ${unknown}, which params does not name"
                 )));
             }
-            for Declared { name, duckdb_type, default } in &declared {
-                if !used.iter().any(|used| same(used, name)) {
+            let is_used = |declared: &Declared| used.iter().any(|used| same(used, &declared.name));
+            declared.retain(|declared| !inherited || is_used(declared));
+            for declared in &declared {
+                if !is_used(declared) {
+                    let name = &declared.name;
                     return Err(Error::invalid(format!("the SQL has no parameter ${name}, which params names")));
                 }
-                let value = default.clone().unwrap_or_default();
-                let given = Given { name: name.clone(), duckdb_type: duckdb_type.clone(), value };
-                bound(shared, connection, &given)?;
+                parameters::check(shared, connection, declared)?;
             }
-            Shape::of(shared, connection, &sql)
+            Ok(Checked { shape: Shape::of(shared, connection, &sql)?, declared })
         })
         .await
     }
@@ -239,8 +238,11 @@ impl Work<'_> {
         let statement = guard::admit_with(shared, connection, sql, self.rights, &[INPUT])
             .inspect_err(|_| shared.identify(self.seen, connection, statement::class_of_text(connection, sql)))?;
         shared.identify(self.seen, connection, statement::class(statement::kind(&statement)?));
-        let values: Vec<Value> =
-            transformation.values.iter().map(|given| bound(shared, connection, given)).collect::<Result<_>>()?;
+        let values: Vec<Value> = transformation
+            .values
+            .iter()
+            .map(|given| parameters::bound(shared, connection, given))
+            .collect::<Result<_>>()?;
         let named: Vec<(&str, &dyn QueryParameter)> = transformation
             .values
             .iter()
@@ -414,27 +416,6 @@ impl Work<'_> {
         });
         tried.is_ok()
     }
-}
-
-/// A value as DuckDB has it, of the declared type.
-fn bound(shared: &Shared, connection: &Connection, given: &Given) -> Result<Value> {
-    use serde_json::Value as Json;
-    let Given { name, duckdb_type, value } = given;
-    let wrong = |error: duckdb::Error| Error::invalid(format!("the parameter {name}: {}", error.message));
-    let target = LogicalType::from_text(connection, duckdb_type).map_err(wrong)?;
-    let value = match value {
-        Json::Null => return Value::null(connection, &target).map_err(wrong),
-        Json::Bool(value) => value.value(connection),
-        Json::Number(number) => match (number.as_i64(), number.as_f64()) {
-            (Some(whole), _) => whole.value(connection),
-            (None, Some(real)) => real.value(connection),
-            (None, None) => number.to_string().value(connection),
-        },
-        Json::String(text) => text.value(connection),
-        other => other.to_string().value(connection),
-    };
-    let value = value.map_err(|error| shared.cause(&error))?;
-    value.cast(connection, &target).map_err(wrong)
 }
 
 /// The receiving end; dropping it interrupts the statement.

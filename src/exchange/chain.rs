@@ -1,9 +1,10 @@
 //! What a text asks for: `name`, `name@version`, `name {"parameter": value}`, and chains of those with `|` between.
 
-use serde_json::{Map, Value};
-
 use super::Arguments;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    json::Json,
+};
 
 /// Exchangers in the order in which a stream passes them; at least one.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +42,18 @@ impl Chain {
         let is_sql = name != "select" && name.eq_ignore_ascii_case("select");
         let like_chain = rest.is_empty() || rest.starts_with('@') || rest.trim_start().starts_with(['{', '|']);
         (is_name(name) && like_chain && !is_sql).then(|| Self::parse(text))
+    }
+
+    /// As it is shown to others, without the values of parameters.
+    pub(super) fn shown(&self) -> String {
+        let stages = self.0.iter().map(|stage| {
+            let given = if stage.arguments == Arguments::default() { "" } else { " {?}" };
+            match stage.version {
+                Some(version) => format!("{}@{version}{given}", stage.name),
+                None => format!("{}{given}", stage.name),
+            }
+        });
+        stages.collect::<Vec<_>>().join(" | ")
     }
 
     /// The same where nothing but a chain may stand.
@@ -82,13 +95,13 @@ impl Stage {
         }
         let mut arguments = Arguments::default();
         if rest.trim_start().starts_with('{') {
-            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Map<String, Value>>();
             let wrong = |why: &dyn std::fmt::Display| {
                 Error::invalid(format!("the parameters of \"{name}\" are not a JSON object: {why}"))
             };
-            let given = values.next().ok_or_else(|| wrong(&"there is nothing"))?.map_err(|error| wrong(&error))?;
-            arguments = Arguments(given);
-            rest = &rest[values.byte_offset()..];
+            let object = Json::object_at_start(rest).map_err(|error| wrong(&error))?;
+            let (given, behind) = object.ok_or_else(|| wrong(&"there is nothing"))?;
+            arguments = Arguments(given.members().unwrap_or_default());
+            rest = behind;
         }
         Ok((Self { name: name.to_string(), version, arguments }, rest))
     }
@@ -120,11 +133,7 @@ mod tests {
     fn texts_that_are_chains_are_read_and_others_are_left_to_sql() {
         let stages = |text: &str| -> Vec<String> {
             let chain = Chain::read(text).unwrap_or_else(|| panic!("{text} is none")).unwrap_or_else(|e| panic!("{e}"));
-            chain
-                .0
-                .into_iter()
-                .map(|stage| format!("{}@{:?}{}", stage.name, stage.version, Value::Object(stage.arguments.0)))
-                .collect()
+            chain.0.into_iter().map(|stage| format!("{}@{:?}{}", stage.name, stage.version, stage.arguments)).collect()
         };
         assert_eq!(stages("echo"), ["echo@None{}"]);
         assert_eq!(stages(" a.b@12 "), ["a.b@Some(12){}"]);

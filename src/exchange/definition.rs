@@ -5,22 +5,56 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use super::{Kind, Parameters};
+use crate::{
+    error::{Error, Result},
+    json::Json,
+};
+
 /// The body of `add_exchange`: a name, and `sql` or `wasm`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Registration {
     pub name: String,
     pub sql: Option<String>,
-    /// A module, in base64.
-    #[serde(default, deserialize_with = "optional_module")]
     pub wasm: Option<Bytes>,
     pub description: Option<String>,
-    /// Parameters by name: a default, or `{"type": .., "default"?: ..}`.
-    #[serde(default)]
-    pub params: Map<String, Value>,
+    pub params: Option<Parameters>,
     /// Whether it is a new version where the name is there already.
-    #[serde(default)]
     pub replace: bool,
+}
+
+impl Registration {
+    /// Reads the body. Defaults of parameters keep all of their digits.
+    pub fn read(body: &[u8]) -> Result<Self> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Body {
+            name: String,
+            sql: Option<String>,
+            /// A module, in base64.
+            #[serde(default, deserialize_with = "optional_module")]
+            wasm: Option<Bytes>,
+            description: Option<String>,
+            params: Option<Map<String, Value>>,
+            #[serde(default)]
+            replace: bool,
+        }
+
+        let malformed =
+            |error: &dyn std::fmt::Display| Error::invalid(format!("the body of add_exchange is malformed: {error}"));
+        let read: Body = serde_json::from_slice(body).map_err(|error| malformed(&error))?;
+        let Body { name, sql, wasm, description, params, replace } = read;
+        let params = match params {
+            None => None,
+            Some(_) => {
+                let text = std::str::from_utf8(body).map_err(|error| malformed(&error))?;
+                let members = Json::parse(text).map_err(|error| malformed(&error))?.members().unwrap_or_default();
+                let params = members.into_iter().find(|(key, _)| key == "params");
+                params.map(|(_, params)| Parameters::read(&params)).transpose()?
+            }
+        };
+        Ok(Self { name, sql, wasm, description, params, replace })
+    }
 }
 
 /// What an exchanger does, by kind. As JSON it is what is kept.
@@ -30,14 +64,29 @@ pub enum Definition {
     Sql {
         sql: String,
         #[serde(default)]
-        params: Map<String, Value>,
+        params: Parameters,
     },
     Wasm {
         #[serde(serialize_with = "write_module", deserialize_with = "read_module")]
         module: Bytes,
         #[serde(default)]
-        params: Map<String, Value>,
+        params: Parameters,
     },
+}
+
+impl Definition {
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Self::Sql { .. } => Kind::Sql,
+            Self::Wasm { .. } => Kind::Wasm,
+        }
+    }
+
+    pub(super) fn params(&self) -> &Parameters {
+        match self {
+            Self::Sql { params, .. } | Self::Wasm { params, .. } => params,
+        }
+    }
 }
 
 fn write_module<S: Serializer>(module: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {

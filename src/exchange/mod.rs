@@ -7,14 +7,16 @@
 mod builtin;
 mod chain;
 mod definition;
+mod parameters;
 mod registry;
 mod sql;
 mod statistics;
+mod version;
 #[cfg(feature = "wasm")]
 mod wasm;
 mod watch;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use futures::future::BoxFuture;
 use serde::de::DeserializeOwned;
@@ -22,12 +24,15 @@ use serde_json::{Map, Value};
 
 pub use chain::{Chain, is_name};
 pub use definition::{Definition, Registration};
-pub use registry::{Listed, Registry};
+pub use parameters::Parameters;
+pub use registry::Registry;
+pub use version::Listed;
 pub use watch::within;
 
 use crate::{
     access::Rights,
     error::{Error, Result},
+    json::Json,
     stream::RecordBatchStream,
 };
 
@@ -73,9 +78,9 @@ impl Kind {
 }
 
 /// What an exchanger is, for people and for programs that choose one.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct About {
-    /// One line.
+    /// One line, where none was given.
     pub description: String,
     /// What the input has to be.
     pub input: String,
@@ -87,21 +92,31 @@ pub struct About {
     pub params: Map<String, Value>,
 }
 
-/// The parameters that a use gives.
+/// The parameters that a use gives, by name, as they were written.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Arguments(pub Map<String, Value>);
+pub struct Arguments(pub Vec<(String, Json)>);
 
 impl Arguments {
     /// As a struct with `deny_unknown_fields`, so that an unknown one is an error that names it.
     pub fn read<T: DeserializeOwned>(self) -> Result<T> {
-        serde_json::from_value(Value::Object(self.0)).map_err(|error| Error::invalid(format!("parameters: {error}")))
+        let given = self.0.iter().map(|(name, value)| (name.clone(), value.value()));
+        serde_json::from_value(Value::Object(given.collect()))
+            .map_err(|error| Error::invalid(format!("parameters: {error}")))
     }
 
     /// For exchangers that have none.
     pub fn none(&self) -> Result<()> {
-        match self.0.keys().next() {
+        match self.0.first() {
             None => Ok(()),
-            Some(unknown) => Err(Error::invalid(format!("parameters: unknown field `{unknown}`; there are none"))),
+            Some((unknown, _)) => Err(Error::invalid(format!("parameters: unknown field `{unknown}`; there are none"))),
         }
+    }
+}
+
+/// As the JSON object that they are.
+impl fmt::Display for Arguments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let members = self.0.iter().map(|(name, value)| format!("{}:{value}", Value::from(name.as_str())));
+        write!(f, "{{{}}}", members.collect::<Vec<_>>().join(","))
     }
 }

@@ -2,30 +2,27 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak},
 };
-
-use futures::{StreamExt, stream};
-use serde::Serialize;
-use serde_json::{Map, Value};
 
 #[cfg(feature = "wasm")]
 use super::wasm::Modules;
 use super::{
-    About, Chain, Definition, Exchanger, Kind, Registration, Run, builtin,
+    Chain, Definition, Exchanger, Parameters, Registration, Run, builtin,
     chain::{check_name, read_versioned},
     sql::Sandboxes,
-    statistics::{Counts, Statistics},
+    version::{Broken, Listed, Version},
     watch,
 };
 use crate::{
-    access::{Rights, Role},
+    access::Rights,
     config::Config,
     engine::{Engine, KeptExchanger},
     error::{Error, Result},
     stream::RecordBatchStream,
     telemetry::Metrics,
 };
+use futures::{StreamExt, stream};
 
 /// Bytes; a description is one line for people.
 const MAX_DESCRIPTION: usize = 4096;
@@ -38,8 +35,10 @@ const CHECKED_AT_ONCE: usize = 2;
 pub struct Registry(Arc<Inner>);
 
 struct Inner {
-    built_in: BTreeMap<String, Registered>,
+    built_in: BTreeMap<String, Arc<Version>>,
     registered: RwLock<BTreeMap<String, Versions>>,
+    /// Versions that were replaced or dropped, by name and number, as long as a stream uses them.
+    retired: Mutex<Vec<(String, u64, Weak<Version>)>>,
     /// Held while one is registered or removed, so that memory and database say the same.
     changing: tokio::sync::Mutex<()>,
     engine: Arc<Engine>,
@@ -51,52 +50,19 @@ struct Inner {
 }
 
 /// By number; never empty.
-type Versions = BTreeMap<u64, Registered>;
-
-#[derive(Clone)]
-struct Registered {
-    owner: Option<String>,
-    exchanger: Result<Arc<dyn Exchanger>, Broken>,
-    statistics: Arc<Statistics>,
-}
-
-/// One that was kept and does not work any more.
-#[derive(Clone)]
-struct Broken {
-    kind: &'static str,
-    description: String,
-    why: String,
-}
-
-/// What `list_exchanges` tells of one version of an exchanger.
-#[derive(Debug, Clone, Serialize, PartialEq)]
-pub struct Listed {
-    pub name: String,
-    /// Built-in ones have none.
-    pub version: Option<u64>,
-    pub kind: &'static str,
-    pub description: String,
-    pub owner: Option<String>,
-    pub input: String,
-    pub output: String,
-    pub streams: bool,
-    pub params: Map<String, Value>,
-    #[serde(flatten)]
-    pub counts: Counts,
-    /// Why it cannot be used.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub broken: Option<String>,
-}
+type Versions = BTreeMap<u64, Arc<Version>>;
 
 impl Registry {
     /// With what the engine's database keeps. One that is broken is listed as such.
     pub async fn load(config: &Config, engine: Arc<Engine>, metrics: Metrics) -> Result<Self> {
         let sandboxes = Sandboxes::new(config, engine.clone());
-        let built_in =
-            builtin::all(&sandboxes).into_iter().map(|(name, exchanger)| (name, Registered::new(None, Ok(exchanger))));
+        let built_in = builtin::all(&sandboxes)
+            .into_iter()
+            .map(|(name, exchanger)| (name, Version::new(None, None, Parameters::default(), Ok(exchanger))));
         let registry = Self(Arc::new(Inner {
             built_in: built_in.collect(),
             registered: RwLock::default(),
+            retired: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             sandboxes,
             #[cfg(feature = "wasm")]
@@ -118,30 +84,39 @@ impl Registry {
         Ok(registry)
     }
 
-    async fn revive(&self, kept: KeptExchanger) -> (String, u64, Registered) {
+    async fn revive(&self, kept: KeptExchanger) -> (String, u64, Arc<Version>) {
         let KeptExchanger { name, version, owner, description, definition } = kept;
         let definition: Result<Definition> = serde_json::from_str(&definition)
             .map_err(|error| Error::invalid(format!("its definition cannot be read: {error}")));
-        let described = Some(description.clone()).filter(|text| !text.is_empty());
+        let described = Some(description).filter(|text| !text.is_empty());
         let kind = definition.as_ref().map_or("unknown", |definition| definition.kind().word());
+        let params =
+            definition.as_ref().map_or_else(|_| Parameters::default(), |definition| definition.params().clone());
         let exchanger = match definition {
-            Ok(definition) => self.build(definition, described).await,
+            Ok(definition) => self.build(definition, false).await.map(|(exchanger, _)| exchanger),
             Err(error) => Err(error),
         };
         let exchanger = exchanger.map_err(|error| {
             let why = error.to_string();
             tracing::warn!(exchanger = name, version, why, "a kept exchanger does not work any more");
-            Broken { kind, description, why }
+            Broken { kind, why }
         });
-        (name, version, Registered::new(Some(owner), exchanger))
+        (name, version, Version::new(Some(owner), described, params, exchanger))
     }
 
-    /// The one place that knows how each kind is made.
-    async fn build(&self, definition: Definition, description: Option<String>) -> Result<Arc<dyn Exchanger>> {
+    /// The one place that knows how each kind is made. Parameters that were `inherited` and that it has not are left out of
+    /// its definition.
+    async fn build(&self, definition: Definition, inherited: bool) -> Result<(Arc<dyn Exchanger>, Definition)> {
         match definition {
-            Definition::Sql { sql, params } => self.0.sandboxes.exchanger(&sql, params, description).await,
+            Definition::Sql { sql, params } => {
+                let (exchanger, params) = self.0.sandboxes.exchanger(&sql, params, inherited).await?;
+                Ok((exchanger, Definition::Sql { sql, params }))
+            }
             #[cfg(feature = "wasm")]
-            Definition::Wasm { module, params } => self.0.modules.exchanger(module, params, description).await,
+            Definition::Wasm { module, params } => {
+                let exchanger = self.0.modules.exchanger(&self.0.sandboxes, module.clone(), params.clone()).await?;
+                Ok((exchanger, Definition::Wasm { module, params }))
+            }
             #[cfg(not(feature = "wasm"))]
             Definition::Wasm { .. } => Err(Error::Unsupported("this server was built without WebAssembly".into())),
         }
@@ -157,15 +132,36 @@ impl Registry {
         if description.as_ref().is_some_and(|text| text.len() > MAX_DESCRIPTION) {
             return Err(Error::invalid(format!("the description is longer than {MAX_DESCRIPTION} bytes")));
         }
-        let definition = match (sql, wasm) {
-            (Some(sql), None) => Definition::Sql { sql, params },
-            (None, Some(module)) => Definition::Wasm { module, params },
-            _ => return Err(Error::invalid("the body of add_exchange needs sql or wasm, and not both")),
-        };
+        if sql.is_some() == wasm.is_some() {
+            return Err(Error::invalid("the body of add_exchange needs sql or wasm, and not both"));
+        }
         self.may_add(rights, &name, replace)?;
-        let exchanger = self.build(definition.clone(), description.clone()).await?;
-        let _changing = self.0.changing.lock().await;
-        let version = self.may_add(rights, &name, replace)?;
+        let (exchanger, definition, version, last, _changing) = loop {
+            // A new version declares what the one before did, unless it says otherwise.
+            let last = self.newest(&name);
+            let declared = match (&params, &last) {
+                (Some(params), _) => params.clone(),
+                (None, Some((_, last))) => last.params.clone(),
+                (None, None) => Parameters::default(),
+            };
+            let definition = match (&sql, &wasm) {
+                (Some(sql), _) => Definition::Sql { sql: sql.clone(), params: declared },
+                (None, module) => Definition::Wasm { module: module.clone().unwrap_or_default(), params: declared },
+            };
+            let (exchanger, definition) = self.build(definition, params.is_none()).await?;
+            let changing = self.0.changing.lock().await;
+            let version = self.may_add(rights, &name, replace)?;
+            // Another may have been quicker.
+            let number = |last: &Option<(u64, Arc<Version>)>| last.as_ref().map(|(number, _)| *number);
+            if params.is_some() || number(&self.newest(&name)) == number(&last) {
+                break (exchanger, definition, version, self.newest(&name), changing);
+            }
+        };
+        // A new version is described as the one before, unless it says otherwise.
+        let description = match description {
+            Some(new) => Some(new).filter(|text| !text.is_empty()),
+            None => last.and_then(|(_, last)| last.description.clone()),
+        };
         let oldest = {
             let kept = self.0.config.exchange.versions - 1;
             let registered = self.read();
@@ -174,17 +170,25 @@ impl Registry {
         };
         if self.0.engine.is_on_disk() {
             let definition = serde_json::to_string(&definition).map_err(Error::internal)?;
-            let description = description.unwrap_or_default();
+            let description = description.clone().unwrap_or_default();
             let (name, owner) = (name.clone(), rights.principal().to_string());
             let kept = KeptExchanger { name, version, owner, description, definition };
             self.0.engine.keep_exchanger(kept, oldest).await?;
         }
         let mut names = self.0.registered.write().unwrap_or_else(PoisonError::into_inner);
-        let versions = names.entry(name).or_default();
-        versions.insert(version, Registered::new(Some(rights.principal().to_string()), Ok(exchanger)));
-        *versions = versions.split_off(&oldest);
+        let versions = names.entry(name.clone()).or_default();
+        let (owner, params) = (Some(rights.principal().to_string()), definition.params().clone());
+        versions.insert(version, Version::new(owner, description, params, Ok(exchanger)));
+        let current = versions.split_off(&oldest);
+        self.retire(&name, std::mem::replace(versions, current));
         self.0.metrics.exchangers.set(names.len() as i64);
         Ok(version)
+    }
+
+    fn newest(&self, name: &str) -> Option<(u64, Arc<Version>)> {
+        let registered = self.read();
+        let (number, newest) = registered.get(name)?.last_key_value()?;
+        Some((*number, newest.clone()))
     }
 
     /// The version that a registration would have.
@@ -222,24 +226,44 @@ impl Registry {
             self.0.engine.forget_exchanger(name.clone(), version).await?;
         }
         let mut names = self.0.registered.write().unwrap_or_else(PoisonError::into_inner);
-        match (version, names.get_mut(&name)) {
-            (Some(version), Some(versions)) if versions.len() > 1 => drop(versions.remove(&version)),
-            _ => drop(names.remove(&name)),
-        }
+        let gone = match (version, names.get_mut(&name)) {
+            (Some(version), Some(versions)) if versions.len() > 1 => {
+                versions.remove_entry(&version).into_iter().collect()
+            }
+            _ => names.remove(&name).unwrap_or_default(),
+        };
+        self.retire(&name, gone);
         self.0.metrics.exchangers.set(names.len() as i64);
         Ok(())
     }
 
     /// Those that the caller may use, each name's newest version first.
     pub fn list(&self, rights: &Rights) -> Vec<Listed> {
-        let built_in = self.0.built_in.iter().map(|(name, registered)| (name.clone(), None, registered.clone()));
+        let built_in = self.0.built_in.iter().map(|(name, version)| (name.clone(), None, version.clone(), false));
         let mut all: Vec<_> = built_in.collect();
+        let mut retired = self.retired();
         for (name, versions) in self.read().iter() {
             let newest_first = versions.iter().rev();
-            all.extend(newest_first.map(|(version, registered)| (name.clone(), Some(*version), registered.clone())));
+            all.extend(newest_first.map(|(number, version)| (name.clone(), Some(*number), version.clone(), false)));
+            let (own, others) = retired.into_iter().partition(|(retired, _, _)| retired == name);
+            retired = others;
+            all.extend(own.into_iter().rev().map(|(name, number, version)| (name, Some(number), version, true)));
         }
-        all.retain(|(name, _, _)| rights.may_exchange(name));
-        all.into_iter().map(|(name, version, registered)| registered.listed(name, version)).collect()
+        all.extend(retired.into_iter().rev().map(|(name, number, version)| (name, Some(number), version, true)));
+        all.retain(|(name, ..)| rights.may_exchange(name));
+        all.into_iter().map(|(name, number, version, retired)| version.listed(name, number, retired)).collect()
+    }
+
+    /// Remembers versions that nobody can start any more, for as long as streams use them.
+    fn retire(&self, name: &str, gone: Versions) {
+        let mut retired = self.0.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.retain(|(_, _, version)| version.strong_count() > 0);
+        retired.extend(gone.iter().map(|(number, version)| (name.to_string(), *number, Arc::downgrade(version))));
+    }
+
+    fn retired(&self) -> Vec<(String, u64, Arc<Version>)> {
+        let retired = self.0.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.iter().filter_map(|(name, number, version)| Some((name.clone(), *number, version.upgrade()?))).collect()
     }
 
     /// Sends a stream through a chain, with the rights of whoever asks for it.
@@ -261,23 +285,26 @@ impl Registry {
             if !rights.may_exchange(name) {
                 return Err(rights.denied("grant", format!("no grant to use the exchanger {name}")));
             }
-            let Registered { exchanger, statistics, .. } = self.find(rights, name, stage.version)?;
-            let exchanger = exchanger.map_err(|Broken { why, .. }| {
+            let version = self.find(rights, name, stage.version)?;
+            let exchanger = version.exchanger().map_err(|why| {
                 Error::Unsupported(format!("exchanger \"{name}\" is broken since the server started: {why}"))
             })?;
             let name = stage.version.map_or_else(|| name.clone(), |version| format!("{name}@{version}"));
-            stages.push((watch::Stage { name, exchanger, statistics }, stage.arguments.clone()));
+            stages.push((watch::Stage { name, exchanger, version }, stage.arguments.clone()));
         }
-        let mut output = input;
-        for (stage, arguments) in stages {
-            let run = Run { arguments, rights: rights.clone() };
-            output = stage.start(output, run, &self.0.config.exchange, &self.0.metrics).await?;
-        }
-        Ok(output)
+        let starting = async {
+            let mut output = input;
+            for (stage, arguments) in stages {
+                let run = Run { arguments, rights: rights.clone() };
+                output = stage.start(output, run, &self.0.config.exchange, &self.0.metrics).await?;
+            }
+            Ok(output)
+        };
+        self.0.engine.see_exchange(rights, &chain.shown(), starting).await
     }
 
     /// What is not there is answered with what is, as far as the caller may use it.
-    fn find(&self, rights: &Rights, name: &str, version: Option<u64>) -> Result<Registered> {
+    fn find(&self, rights: &Rights, name: &str, version: Option<u64>) -> Result<Arc<Version>> {
         if let Some(built_in) = self.0.built_in.get(name) {
             return match version {
                 None => Ok(built_in.clone()),
@@ -303,54 +330,5 @@ impl Registry {
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, Versions>> {
         self.0.registered.read().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Registered {
-    fn new(owner: Option<String>, exchanger: Result<Arc<dyn Exchanger>, Broken>) -> Self {
-        Self { owner, exchanger, statistics: Arc::default() }
-    }
-
-    /// Whoever registered it may, and admins.
-    fn may_change(&self, rights: &Rights, name: &str) -> Result<()> {
-        if rights.role >= Role::Admin || self.owner.as_ref() == Some(&rights.principal().to_string()) {
-            return Ok(());
-        }
-        let owner = self.owner.as_deref().unwrap_or_default();
-        Err(rights.denied("owner", format!("the exchanger {name} is {owner}'s; its owner and admins may change it")))
-    }
-
-    fn listed(self, name: String, version: Option<u64>) -> Listed {
-        let Self { owner, exchanger, statistics } = self;
-        let counts = statistics.read();
-        match exchanger {
-            Ok(exchanger) => {
-                let kind = exchanger.kind().word();
-                let About { description, input, output, streams, params } = exchanger.about().clone();
-                Listed { name, version, kind, description, owner, input, output, streams, params, counts, broken: None }
-            }
-            Err(Broken { kind, description, why }) => Listed {
-                name,
-                version,
-                kind,
-                description,
-                owner,
-                input: String::new(),
-                output: String::new(),
-                streams: false,
-                params: Map::new(),
-                counts,
-                broken: Some(why),
-            },
-        }
-    }
-}
-
-impl Definition {
-    fn kind(&self) -> Kind {
-        match self {
-            Self::Sql { .. } => Kind::Sql,
-            Self::Wasm { .. } => Kind::Wasm,
-        }
     }
 }

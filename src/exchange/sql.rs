@@ -4,15 +4,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Map;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{About, Arguments, Exchanger, Kind, Run};
+use super::{About, Exchanger, Kind, Parameters, Run};
 use crate::{
     config::Config,
-    engine::{Declared, Engine, Fingerprint, Given, Reads, Shape, Transformation, guard::BuiltIns},
+    engine::{Checked, Engine, Fingerprint, Given, Reads, Shape, Transformation, guard::BuiltIns},
     error::{Error, Result},
+    json::Json,
     machine,
     stream::RecordBatchStream,
 };
@@ -29,6 +29,8 @@ struct Shared {
     built_ins: Arc<BuiltIns>,
     /// Opened ahead. One that has run something is never used again.
     ready: Mutex<Vec<Sandbox>>,
+    /// What knows the types of parameters that are not for SQL.
+    types: tokio::sync::Mutex<Option<Sandbox>>,
     engine: Arc<Engine>,
 }
 
@@ -41,6 +43,7 @@ impl Sandboxes {
             checking: Semaphore::new(2),
             built_ins: engine.built_ins(),
             ready: Mutex::default(),
+            types: tokio::sync::Mutex::default(),
             engine,
         }))
     }
@@ -57,13 +60,12 @@ impl Sandboxes {
     pub(super) async fn exchanger(
         &self,
         sql: &str,
-        params: Map<String, Value>,
-        description: Option<String>,
-    ) -> Result<Arc<dyn Exchanger>> {
-        let declared = declared(params)?;
-        let shape = {
+        Parameters(declared): Parameters,
+        inherited: bool,
+    ) -> Result<(Arc<dyn Exchanger>, Parameters)> {
+        let Checked { shape, declared } = {
             let _permit = self.0.checking.acquire().await.map_err(Error::internal)?;
-            self.take().await?.engine().check_transformation(sql, declared.clone()).await?
+            self.take().await?.engine().check_transformation(sql, declared, inherited).await?
         };
         self.may_read_tables(&shape)?;
         if !shape.tables.is_empty() && shape.reads != Reads::EachRow {
@@ -72,10 +74,36 @@ impl Sandboxes {
                  a chain: a | b",
             ));
         }
-        let description = description.unwrap_or_else(|| sql.split_whitespace().collect::<Vec<_>>().join(" "));
-        let about = about(description, &shape, &declared);
+        let description = sql.split_whitespace().collect::<Vec<_>>().join(" ");
+        let params = Parameters(declared);
+        let about = about(description, &shape, &params);
         let (kind, sql) = (Kind::Sql, sql.to_string());
-        Ok(Arc::new(SqlExchanger { kind, sql, shape, declared, about, sandboxes: self.clone() }))
+        let exchanger = SqlExchanger { kind, sql, shape, params: params.clone(), about, sandboxes: self.clone() };
+        Ok((Arc::new(exchanger), params))
+    }
+
+    /// Whether the types of parameters are DuckDB's, and their defaults values of them.
+    pub(super) async fn check_parameters(&self, Parameters(declared): &Parameters) -> Result<()> {
+        let _permit = self.0.checking.acquire().await.map_err(Error::internal)?;
+        self.take().await?.engine().check_parameters(declared.clone()).await
+    }
+
+    /// The values of parameters as JSON of their types' form. One DuckDB, which runs nothing else, looks at all of them.
+    pub(super) async fn fit_parameters(&self, values: Vec<Given>) -> Result<Vec<(String, Json)>> {
+        if values.is_empty() {
+            return Ok(Vec::new());
+        }
+        let _permit = self.0.checking.acquire().await.map_err(Error::internal)?;
+        let mut types = self.0.types.lock().await;
+        let sandbox = match types.take() {
+            Some(sandbox) => sandbox,
+            None => self.take().await?,
+        };
+        let fit = sandbox.engine().fit_parameters(values).await;
+        if !sandbox.engine().is_broken() {
+            *types = Some(sandbox);
+        }
+        fit
     }
 
     /// The built-in exchanger that computes what transfers compare.
@@ -95,7 +123,7 @@ impl Sandboxes {
             kind: Kind::BuiltIn,
             sql: Fingerprint::named_sql("input"),
             shape,
-            declared: Vec::new(),
+            params: Parameters::default(),
             about,
             sandboxes: self.clone(),
         })
@@ -173,7 +201,7 @@ struct SqlExchanger {
     kind: Kind,
     sql: String,
     shape: Shape,
-    declared: Vec<Declared>,
+    params: Parameters,
     about: About,
     sandboxes: Sandboxes,
 }
@@ -189,7 +217,7 @@ impl Exchanger for SqlExchanger {
 
     fn start(&self, input: RecordBatchStream, run: Run) -> BoxFuture<'static, Result<RecordBatchStream>> {
         let Run { arguments, rights } = run;
-        let transformation = values(&self.declared, arguments).map(|values| Transformation {
+        let transformation = self.params.values(arguments).map(|values| Transformation {
             sql: self.sql.clone(),
             shape: self.shape.clone(),
             values,
@@ -220,7 +248,7 @@ fn own_limit(error: Error) -> Error {
     }
 }
 
-fn about(description: String, shape: &Shape, declared: &[Declared]) -> About {
+fn about(description: String, shape: &Shape, params: &Parameters) -> About {
     let streams = shape.reads == Reads::EachRow;
     let mut input = "the columns that the SELECT names".to_string();
     if !shape.tables.is_empty() {
@@ -232,60 +260,5 @@ fn about(description: String, shape: &Shape, declared: &[Declared]) -> About {
         Reads::Whole => "the SELECT's columns, once it has its whole input",
         Reads::Nothing => "the SELECT's columns; the input is not read",
     };
-    let params = declared.iter().map(|Declared { name, duckdb_type, default }| {
-        let mut param = Map::new();
-        param.insert("type".into(), duckdb_type.clone().into());
-        if let Some(default) = default {
-            param.insert("default".into(), default.clone());
-        }
-        (name.clone(), Value::Object(param))
-    });
-    About { description, input, output: output.into(), streams, params: params.collect() }
-}
-
-/// `{"name": default}`, or `{"name": {"type": .., "default"?: ..}}`.
-fn declared(params: Map<String, Value>) -> Result<Vec<Declared>> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Typed {
-        r#type: String,
-        default: Option<Value>,
-    }
-
-    let declare = |(name, value): (String, Value)| {
-        let word = |word: &str| Ok(word.to_string());
-        let duckdb_type = match &value {
-            Value::Object(_) => {
-                let typed: Typed = serde_json::from_value(value)
-                    .map_err(|error| Error::invalid(format!("params: {name} is a default or a type: {error}")))?;
-                return Ok(Declared { name, duckdb_type: typed.r#type, default: typed.default });
-            }
-            Value::Bool(_) => word("BOOLEAN"),
-            Value::Number(number) if number.is_f64() => word("DOUBLE"),
-            Value::Number(_) => word("BIGINT"),
-            Value::String(_) => word("VARCHAR"),
-            Value::Null | Value::Array(_) => Err(Error::invalid(format!(
-                "params: {name} needs its type beside such a default: {{\"type\": .., \"default\": ..}}"
-            ))),
-        };
-        duckdb_type.map(|duckdb_type| Declared { name, duckdb_type, default: Some(value) })
-    };
-    params.into_iter().map(declare).collect()
-}
-
-/// What a use gives, or the defaults.
-fn values(declared: &[Declared], Arguments(mut given): Arguments) -> Result<Vec<Given>> {
-    let mut values = Vec::with_capacity(declared.len());
-    for Declared { name, duckdb_type, default } in declared {
-        let value = given.remove(name).or_else(|| default.clone());
-        let value = value.ok_or_else(|| Error::invalid(format!("parameters: missing field `{name}`")))?;
-        values.push(Given { name: name.clone(), duckdb_type: duckdb_type.clone(), value });
-    }
-    if let Some(unknown) = given.keys().next() {
-        let known: Vec<&str> = declared.iter().map(|declared| declared.name.as_str()).collect();
-        let known =
-            if known.is_empty() { "there are none".to_string() } else { format!("there are {}", known.join(", ")) };
-        return Err(Error::invalid(format!("parameters: unknown field `{unknown}`; {known}")));
-    }
-    Ok(values)
+    About { description, input, output: output.into(), streams, params: params.listed() }
 }

@@ -18,7 +18,7 @@ use futures::{
 use tokio::time::{Instant, Sleep};
 use tracing::Span;
 
-use super::{Exchanger, Run, statistics::Statistics};
+use super::{Exchanger, Run, statistics::Statistics, version::Version};
 use crate::{
     access::Allowance,
     config,
@@ -36,7 +36,7 @@ pub(super) struct Stage {
     /// NAME, or NAME@VERSION.
     pub(super) name: String,
     pub(super) exchanger: Arc<dyn Exchanger>,
-    pub(super) statistics: Arc<Statistics>,
+    pub(super) version: Arc<Version>,
 }
 
 impl Stage {
@@ -47,12 +47,12 @@ impl Stage {
         limits: &config::Exchange,
         metrics: &Metrics,
     ) -> Result<RecordBatchStream> {
-        let Self { name, exchanger, statistics } = self;
+        let Self { name, exchanger, version } = self;
         let kind = exchanger.kind().word();
         let span = tracing::info_span!("exchange", otel.name = "exchange", exchange.name = name, exchange.kind = kind);
         let passage = Arc::new(Passage {
             name,
-            statistics: statistics.clone(),
+            statistics: version.statistics.clone(),
             taken: Totals::default(),
             given: Totals::default(),
             last_batch: AtomicU64::new(0),
@@ -62,7 +62,7 @@ impl Stage {
             max_growth: limits.max_growth as u64,
         });
         let mut underway = metrics.exchange(kind);
-        let using = Using::begin(statistics.clone());
+        let using = Using::begin(version);
         let input = passage.clone().taking(input);
         let starting = span.in_scope(|| exchanger.start(input, run));
         let patience = Patience::new(limits.stall_timeout);
@@ -121,25 +121,25 @@ pub fn within(allowance: Allowance, output: RecordBatchStream) -> RecordBatchStr
 }
 
 /// Counts one use for as long as it lives.
-struct Using(Arc<Statistics>);
+struct Using(Arc<Version>);
 
 impl Using {
-    fn begin(statistics: Arc<Statistics>) -> Self {
-        statistics.uses.fetch_add(1, Relaxed);
-        statistics.running.fetch_add(1, Relaxed);
-        Self(statistics)
+    fn begin(version: Arc<Version>) -> Self {
+        version.statistics.uses.fetch_add(1, Relaxed);
+        version.statistics.running.fetch_add(1, Relaxed);
+        Self(version)
     }
 
     fn failed(&self, error: &Error) {
         if !matches!(error, Error::Cancelled) {
-            self.0.failed.fetch_add(1, Relaxed);
+            self.0.statistics.failed.fetch_add(1, Relaxed);
         }
     }
 }
 
 impl Drop for Using {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Relaxed);
+        self.0.statistics.running.fetch_sub(1, Relaxed);
     }
 }
 

@@ -60,7 +60,8 @@ const ACTIONS: [Described; 21] = [
         name: "list_exchanges",
         role: Role::Reader,
         text: "one JSON result per version of an exchanger: {\"name\", \"version\", \"kind\", \"description\", \"owner\", \"input\", \"output\", \
-         \"streams\", \"params\", \"uses\", \"running\", \"failed\", \"rows_in\", \"rows_out\", \"bytes_in\", \"bytes_out\", \"broken\"?}; no body",
+         \"streams\", \"params\", \"uses\", \"running\", \"failed\", \"rows_in\", \"rows_out\", \"bytes_in\", \"bytes_out\", \"retired\"? (replaced or dropped, and \
+         still in use), \"broken\"?}; no body",
     },
     Described {
         name: "transfer",
@@ -72,13 +73,13 @@ const ACTIONS: [Described; 21] = [
     Described {
         name: "queries",
         role: Role::Reader,
-        text: "statements that run or wait: {\"id\", \"user\", \"issuer\", \"class\", \"text\" (literals are ?), \"seconds\", \"queued\", \"rows\"}; \
+        text: "statements and exchanges that run or wait: {\"id\", \"user\", \"issuer\", \"class\", \"text\" (literals are ?), \"seconds\", \"queued\", \"rows\"}; \
          all for admins, the caller's own for others; no body",
     },
     Described {
         name: "kill",
         role: Role::Reader,
-        text: "ends statements; body: {\"query\": id} or {\"user\": name, \"issuer\"?: who vouches for the name}; anybody's for admins, the caller's own for others; \
+        text: "ends statements and exchanges; body: {\"query\": id} or {\"user\": name, \"issuer\"?: who vouches for the name}; anybody's for admins, the caller's own for others; \
          result: {\"ended\": how many}",
     },
     Described {
@@ -209,7 +210,7 @@ impl Flight {
         identity.rights.require(known.role, name)?;
         match name {
             "add_exchange" => {
-                let registration: Registration = from_json(name, body)?;
+                let registration = Registration::read(body)?;
                 let name = registration.name.clone();
                 let version = self.exchangers.register(&identity.rights, registration).await?;
                 Ok(each([json!({"name": name, "version": version})]))
@@ -250,7 +251,7 @@ impl Flight {
                     self.sessions.close_of(principal, &identity.principal().to_string());
                 }
                 if let (0, Kill::Statement(id)) = (ended, &which) {
-                    return Err(Error::NotFound(format!("no statement {id} of yours runs")));
+                    return Err(Error::NotFound(format!("no statement or exchange {id} of yours runs")));
                 }
                 Ok(each([json!({"ended": ended})]))
             }

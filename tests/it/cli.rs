@@ -316,3 +316,83 @@ async fn query_takes_values_for_its_parameters() {
     assert!(inserted.status.success() && stderr(&inserted).contains("1 row changed"), "{}", stderr(&inserted));
     assert_eq!(count(&server.client().await, "t").await, 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_with_parameters_is_tried_out_without_a_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("late.sql");
+    std::fs::write(&file, "SELECT i, $word AS word, typeof($least) AS t FROM input WHERE i >= $least").unwrap();
+    let file = file.to_str().unwrap();
+    let test = |arguments: &[&str]| {
+        let rows = ["--query", "SELECT range AS i FROM range(4)", "--format", "csv"];
+        mallard(&[&["exchange", "test", file], &rows[..], arguments].concat())
+    };
+    let whole = "{\"least\": {\"type\": \"DECIMAL(38,2)\"}, \"word\": \"none\"}";
+    for (arguments, rows) in [
+        (
+            &["--param", "least=2", "--param", "word=it's = \"it\""][..],
+            "2,\"it's = \"\"it\"\"\",BIGINT\n3,\"it's = \"\"it\"\"\",BIGINT\n",
+        ),
+        (&["--params", "{\"least\": 1, \"word\": \"w\"}", "--param", "least=3"], "3,w,BIGINT\n"),
+        (&["--param", "least=2.5", "--param", "word=\"7\""], "3,7,DOUBLE\n"),
+        (&["--declare", whole, "--param", "least=3"], "3,none,\"DECIMAL(38,2)\"\n"),
+        (&["--declare", whole, "--param", "least=123456789012345678901234567890.12"], ""),
+    ] {
+        let tried = output(test(arguments)).await;
+        assert!(tried.status.success(), "{arguments:?}: {}", stderr(&tried));
+        assert_eq!(stdout(&tried), format!("i,word,t\n{rows}"), "{arguments:?}");
+    }
+    for (arguments, says) in [
+        (&["--param", "least=2"][..], "$word"),
+        (&["--param", "least=2", "--param", "word=w", "--param", "wrod=w"], "$wrod"),
+        (&["--declare", whole, "--param", "word=w"], "`least`"),
+        (&["--declare", whole, "--param", "least=x"], "the parameter least"),
+        (&["--declare", whole, "--param", "least=1", "--param", "wrod=w"], "`wrod`"),
+        (&["--declare", "{\"least\": {\"type\": \"NOTHING\"}}"], "NOTHING"),
+        (&["--param", "least"], "NAME=VALUE"),
+        (&["--params", "[1]"], "no JSON object"),
+    ] {
+        let refused = output(test(arguments)).await;
+        assert!(!refused.status.success() && stderr(&refused).contains(says), "{arguments:?}: {}", stderr(&refused));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_given_on_the_command_line_keep_their_digits() {
+    let server = TestServer::start().await;
+    let uri = server.uri();
+    for (given, kept) in [
+        ("9007199254740993", "BIGINT,9007199254740993"),
+        ("18446744073709551615", "\"DECIMAL(20,0)\",18446744073709551615"),
+        ("-12345678901234567890123.456", "\"DECIMAL(26,3)\",-12345678901234567890123.456"),
+        ("0.1", "DOUBLE,0.1"),
+        ("1e3", "DOUBLE,1000.0"),
+    ] {
+        let sql = "SELECT typeof($x) AS t, $x::VARCHAR AS v";
+        let answer = output(mallard(&["query", &uri, sql, "--param", &format!("x={given}"), "--format", "csv"])).await;
+        assert_eq!(stdout(&answer), format!("t,v\n{kept}\n"), "{given}: {}", stderr(&answer));
+    }
+    let body =
+        r#"{"name": "long", "sql": "SELECT $x::VARCHAR AS x FROM input", "params": {"x": 12345678901234567890123}}"#;
+    let params = ["--params", r#"{"x": 12345678901234567890123}"#];
+    for add in [
+        mallard(&["actions", &uri, "add_exchange", body]),
+        mallard(
+            &[
+                &["exchange", "add", &uri, "long", "--sql", "SELECT $x::VARCHAR AS x FROM input", "--replace"],
+                &params[..],
+            ]
+            .concat(),
+        ),
+    ] {
+        let added = output(add).await;
+        assert!(added.status.success(), "{}", stderr(&added));
+        for (chain, kept) in
+            [("long", "12345678901234567890123"), ("long {\"x\": 98765432109876543210987}", "98765432109876543210987")]
+        {
+            let answer =
+                output(mallard(&["exchange", &uri, chain, "--query", "SELECT 1 AS i", "--format", "csv"])).await;
+            assert_eq!(stdout(&answer), format!("x\n{kept}\n"), "{}", stderr(&answer));
+        }
+    }
+}

@@ -34,11 +34,14 @@ mod limits;
 mod login_flood;
 mod metadata;
 mod names;
+#[cfg(feature = "wasm")]
+mod parameters;
 mod process;
 mod put;
 mod reload;
 mod reopen;
 mod roles;
+mod running_exchanges;
 mod shell;
 mod soak;
 mod stalls;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// From low to high.
 const LAYERS: [&[&str]; 8] = [
-    &["error", "clock", "config", "location", "access", "printable"],
+    &["error", "clock", "json", "config", "location", "access", "printable"],
     &["stream", "machine", "telemetry"],
     &["engine", "wire", "reload", "auth"],
     &["exchange", "session", "client"],

@@ -331,14 +331,18 @@ async fn gathering_module_answers_when_the_input_has_ended() {
     }
 }
 
+/// A module that fails with the parameters that it was given as its words.
+pub(crate) fn told() -> Vec<u8> {
+    let told =
+        r#"(global $told (mut i32) (i32.const 0)) (func (export "mallard_error") (result i32) (global.get $told))"#;
+    module("(global.set $told (local.get $params)) (i32.const -1)", SAME_ROWS, told)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn parameters_reach_the_module_as_json() {
     let server = TestServer::start().await;
     let client = server.client().await;
-    // Fails with what it was given as its words.
-    let told =
-        r#"(global $told (mut i32) (i32.const 0)) (func (export "mallard_error") (result i32) (global.get $told))"#;
-    let echo = module("(global.set $told (local.get $params)) (i32.const -1)", SAME_ROWS, told);
+    let echo = told();
     let body = json!({"name": "told", "wasm": BASE64_STANDARD.encode(&echo), "params": {"above": {"type": "INTEGER", "default": 15}, "column": {"type": "VARCHAR"}}});
     act(&client, "add_exchange", body).await.unwrap();
     for (descriptor, expected) in [

@@ -12,8 +12,9 @@ struct Keep {
 impl Exchanger for Keep {
     fn open(input: &Schema, params: &str) -> Result<(Self, Schema), String> {
         let params = Params::read(params)?;
+        params.only(&["column", "above"])?;
         let column = input.index(params.text("column")?)?;
-        Ok((Keep { column, above: params.number("above")? as i64 }, input.clone()))
+        Ok((Keep { column, above: params.integer("above")? }, input.clone()))
     }
 
     fn reads(&self, column: usize) -> bool {

@@ -9,6 +9,7 @@ struct Tokens {
 impl Exchanger for Tokens {
     fn open(input: &Schema, params: &str) -> Result<(Self, Schema), String> {
         let params = Params::read(params)?;
+        params.only(&["column"])?;
         let column = input.index(params.text("column")?)?;
         let output = input.clone().with(Field::new("position", format::INT32)).with(Field::new("token", format::UTF8));
         Ok((Tokens { column }, output))

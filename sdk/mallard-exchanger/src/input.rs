@@ -1,6 +1,6 @@
 //! Columns of the input. Offsets of what the host gives are 0, which is part of the ABI and makes this short.
 
-use std::{mem::size_of, slice, str};
+use std::{mem::size_of, ops::Range, slice, str};
 
 use crate::{abi::ArrowArray, Field, Schema};
 
@@ -81,22 +81,34 @@ impl<'a> Input<'a> {
         Ok(Texts { offsets: self.checked(1)?, bytes: self.checked(2)?, large, input: *self })
     }
 
-    /// A part of a struct, or the items of a list.
+    /// A part of a struct, the items of a list, or the entries of a map. A part has values of its own where the struct is
+    /// NULL, which mean nothing: [`Self::is_null`] of the struct says so.
     pub fn child(&self, index: usize) -> Option<Input<'a>> {
         let field = self.field.children.get(index)?;
         // SAFETY: the host gives as many children as the type has; a column that is not read has none.
         (self.array.n_children > index as i64).then(|| Input { field, array: unsafe { &**self.array.children.add(index) } })
     }
 
-    /// Where the items of a row of a list begin and end.
-    pub fn items(&self, row: usize) -> Result<std::ops::Range<usize>, String> {
-        if !matches!(self.field.format.as_str(), "+l" | "+m") {
-            return Err(self.is_not("a list"));
-        }
+    /// Where the items of a row begin and end, in a list of any kind or in a map; `None` where the list is NULL.
+    pub fn items(&self, row: usize) -> Result<Option<Range<usize>>, String> {
         assert!(row < self.rows(), "there is no row {}", row);
-        let offsets = self.checked(1)? as *const i32;
-        // SAFETY: there is one offset more than rows.
-        unsafe { Ok(*offsets.add(row) as usize..*offsets.add(row + 1) as usize) }
+        let format = self.field.format.as_str();
+        let size = format.strip_prefix("+w:").map(|size| size.parse::<usize>());
+        let range = match (format, size) {
+            ("+l" | "+m", _) => {
+                let offsets = self.checked(1)? as *const i32;
+                // SAFETY: there is one offset more than rows.
+                unsafe { *offsets.add(row) as usize..*offsets.add(row + 1) as usize }
+            }
+            ("+L", _) => {
+                let offsets = self.checked(1)? as *const i64;
+                // SAFETY: there is one offset more than rows.
+                unsafe { *offsets.add(row) as usize..*offsets.add(row + 1) as usize }
+            }
+            (_, Some(Ok(size))) => row * size..(row + 1) * size,
+            _ => return Err(self.is_not("a list")),
+        };
+        Ok(Some(range).filter(|_| !self.is_null(row)))
     }
 
     fn buffer(&self, index: usize) -> *const u8 {

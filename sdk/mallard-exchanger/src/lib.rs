@@ -35,8 +35,8 @@ mod params;
 mod schema;
 
 pub use input::{Batch, Bools, Input, Native, Texts};
-pub use output::{Column, Output, Rows, Strings};
-pub use params::{Params, Value};
+pub use output::{Column, Lists, Output, Rows, Strings};
+pub use params::{Number, Params, Value};
 pub use schema::{format, Field, Schema};
 
 #[doc(hidden)]

@@ -75,10 +75,22 @@ enum Kind {
 
 struct Made {
     array: ArrowArray,
-    _buffers: Vec<Buffer>,
-    _pointers: Vec<*const u8>,
+    buffers: Vec<Buffer>,
+    pointers: Vec<*const u8>,
     _children: Vec<Column>,
     _child_pointers: Vec<*const ArrowArray>,
+}
+
+impl Made {
+    fn set_validity(&mut self, valid: &[bool]) {
+        let mut validity = bits(valid.iter().copied());
+        if let Some(Buffer::Bytes(before)) = self.buffers.first() {
+            validity.iter_mut().zip(before).for_each(|(new, old)| *new &= old);
+        }
+        self.buffers[0] = Buffer::Bytes(validity);
+        self.pointers[0] = self.buffers[0].address();
+        self.array.buffers = self.pointers.as_ptr();
+    }
 }
 
 enum Buffer {
@@ -117,16 +129,43 @@ impl Column {
         Column::made(rows, vec![Buffer::None, Buffer::Bytes(bits)], Vec::new())
     }
 
-    /// Lists of these items: row `i` has those from `offsets[i]` to `offsets[i + 1]`.
+    /// Lists of these items: row `i` has those from `offsets[i]` to `offsets[i + 1]`. No list is NULL: [`Lists`] knows which
+    /// are, and so does [`Self::with_validity`].
     pub fn lists(offsets: Vec<i32>, items: impl Into<Column>) -> Self {
         let rows = offsets.len().saturating_sub(1);
         Column::made(rows, vec![Buffer::None, Buffer::Values(Box::new(offsets))], vec![items.into()])
     }
 
-    /// Structs of these parts.
+    /// The same for the type `"+L"`.
+    pub fn large_lists(offsets: Vec<i64>, items: impl Into<Column>) -> Self {
+        let rows = offsets.len().saturating_sub(1);
+        Column::made(rows, vec![Buffer::None, Buffer::Values(Box::new(offsets))], vec![items.into()])
+    }
+
+    /// Lists of `size` items each, for the type `"+w:size"`. A list that is NULL has as many items, too.
+    pub fn fixed_size_lists(size: usize, items: impl Into<Column>) -> Self {
+        let items = items.into();
+        let rows = if size == 0 { 0 } else { items.rows() / size };
+        Column::made(rows, vec![Buffer::None], vec![items])
+    }
+
+    /// Structs of these parts. No struct is NULL, unless [`Self::with_validity`] says so.
     pub fn structs(parts: Vec<Column>) -> Self {
         let rows = parts.first().map_or(0, Column::rows);
         Column::made(rows, vec![Buffer::None], parts)
+    }
+
+    /// NULL where `valid` is false, whatever the column is of; what was NULL before stays so.
+    ///
+    /// Panics where `valid` has another number of rows, and for a column of the input as it is, which is the host's:
+    /// [`Rows::of`] makes one of it that can have NULLs.
+    pub fn with_validity(mut self, valid: &[bool]) -> Self {
+        assert!(valid.len() == self.rows(), "{} rows have a validity of {}", self.rows(), valid.len());
+        match &mut self.0 {
+            Kind::Made(made) => made.set_validity(valid),
+            Kind::Given(..) => panic!("a column of the input is passed on as it is"),
+        }
+        self
     }
 
     pub fn rows(&self) -> usize {
@@ -146,8 +185,7 @@ impl Column {
             children: child_pointers.as_ptr(),
             ..ArrowArray::empty(rows)
         };
-        let made =
-            Made { array, _buffers: buffers, _pointers: pointers, _children: children, _child_pointers: child_pointers };
+        let made = Made { array, buffers, pointers, _children: children, _child_pointers: child_pointers };
         Column(Kind::Made(Box::new(made)))
     }
 
@@ -223,6 +261,64 @@ fn bits(values: impl ExactSizeIterator<Item = bool>) -> Vec<u8> {
         bytes[row / 8] |= (value as u8) << (row % 8);
     }
     bytes
+}
+
+/// Lists, one after the other, of items that are kept elsewhere.
+///
+/// ```
+/// use mallard_exchanger::{Column, Lists};
+///
+/// let mut lists = Lists::new();
+/// lists.push(2); // [7, 8]
+/// lists.push(0); // []
+/// lists.push_null(); // NULL
+/// let column: Column = lists.of(vec![7_i32, 8]);
+/// assert_eq!(column.rows(), 3);
+/// ```
+pub struct Lists {
+    offsets: Vec<i32>,
+    known: Vec<bool>,
+}
+
+impl Lists {
+    pub fn new() -> Self {
+        Lists { offsets: vec![0], known: Vec::new() }
+    }
+
+    /// A list of the next so many items.
+    pub fn push(&mut self, items: usize) {
+        let end = self.offsets.last().map_or(0, |last| *last) + items as i32;
+        self.offsets.push(end);
+        self.known.push(true);
+    }
+
+    /// NULL, which is not a list of nothing.
+    pub fn push_null(&mut self) {
+        self.push(0);
+        if let Some(last) = self.known.last_mut() {
+            *last = false;
+        }
+    }
+
+    pub fn rows(&self) -> usize {
+        self.known.len()
+    }
+
+    /// The lists, of these items.
+    pub fn of(self, items: impl Into<Column>) -> Column {
+        let lists = Column::lists(self.offsets, items);
+        if self.known.contains(&false) {
+            lists.with_validity(&self.known)
+        } else {
+            lists
+        }
+    }
+}
+
+impl Default for Lists {
+    fn default() -> Self {
+        Lists::new()
+    }
 }
 
 /// Texts or binaries, one after the other.

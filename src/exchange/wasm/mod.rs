@@ -24,7 +24,6 @@ use std::{
 use arrow_array::RecordBatch;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
-use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 use wasmtime::{Engine, OptLevel};
 
@@ -32,7 +31,7 @@ use guest::Guest;
 use module::Module;
 use ticker::Ticker;
 
-use super::{About, Arguments, Exchanger, Kind, Run};
+use super::{About, Arguments, Exchanger, Kind, Parameters, Run, sql::Sandboxes};
 use crate::{
     config,
     error::{Error, Result},
@@ -71,9 +70,9 @@ impl Modules {
     /// Compiles a module and tries it out.
     pub(super) async fn exchanger(
         &self,
+        sandboxes: &Sandboxes,
         module: Bytes,
-        params: Map<String, Value>,
-        description: Option<String>,
+        params: Parameters,
     ) -> Result<Arc<dyn Exchanger>> {
         let (size, limit) = (module.len(), self.config.module_size);
         if size > limit.bytes() {
@@ -82,6 +81,7 @@ impl Modules {
                 key: "wasm.module_size",
             });
         }
+        sandboxes.check_parameters(&params).await?;
         let _waiting = self.waiting.try_acquire().map_err(|_| Error::Limit {
             what: format!("{} modules are compiled or wait for it already", self.config.compiling),
             key: "wasm.compiling",
@@ -94,10 +94,12 @@ impl Modules {
             Guest::try_out(&module).map(|()| module)
         });
         let module = Arc::new(compiled.await.map_err(Error::internal)??);
-        let description = description.unwrap_or_else(|| format!("a WebAssembly module of {size} bytes"));
+        let description = format!("a WebAssembly module of {size} bytes");
         let (input, output) = ("what the module says when it is given the columns", "the module's");
-        let about = About { description, input: input.into(), output: output.into(), streams: true, params };
-        Ok(Arc::new(WasmExchanger { about, module, instances: self.instances.clone() }))
+        let about =
+            About { description, input: input.into(), output: output.into(), streams: true, params: params.listed() };
+        let (instances, sandboxes) = (self.instances.clone(), sandboxes.clone());
+        Ok(Arc::new(WasmExchanger { about, params, module, instances, sandboxes }))
     }
 
     fn host(&self) -> Result<Arc<Host>> {
@@ -129,8 +131,10 @@ impl Host {
 
 struct WasmExchanger {
     about: About,
+    params: Parameters,
     module: Arc<Module>,
     instances: Arc<Semaphore>,
+    sandboxes: Sandboxes,
 }
 
 impl Exchanger for WasmExchanger {
@@ -143,9 +147,15 @@ impl Exchanger for WasmExchanger {
     }
 
     fn start(&self, input: RecordBatchStream, run: Run) -> BoxFuture<'static, Result<RecordBatchStream>> {
-        let (module, instances, params) = (self.module.clone(), self.instances.clone(), self.about.params.clone());
+        let (module, instances, params) = (self.module.clone(), self.instances.clone(), self.params.clone());
+        let sandboxes = self.sandboxes.clone();
         async move {
-            let arguments = filled(params, run.arguments)?;
+            let arguments = match params {
+                // The module alone knows what it takes.
+                Parameters(none) if none.is_empty() => run.arguments,
+                params => Arguments(sandboxes.fit_parameters(params.values(run.arguments)?).await?),
+            };
+            let arguments = arguments.to_string();
             let permit = instances.try_acquire_owned().map_err(|_| Error::Limit {
                 what: format!("{} WebAssembly exchangers run already", module.host.config.instances),
                 key: "wasm.instances",
@@ -163,26 +173,6 @@ impl Exchanger for WasmExchanger {
         }
         .boxed()
     }
-}
-
-/// The JSON that a module is given: what the use gives, and defaults for the rest. Where the registration names no
-/// parameters, the module alone knows what it takes.
-fn filled(params: Map<String, Value>, Arguments(mut given): Arguments) -> Result<String> {
-    if let Some(unknown) = given.keys().find(|name| !params.is_empty() && !params.contains_key(*name)) {
-        let known: Vec<&str> = params.keys().map(String::as_str).collect();
-        return Err(Error::invalid(format!("parameters: unknown field `{unknown}`; there are {}", known.join(", "))));
-    }
-    for (name, param) in params {
-        let default = match param {
-            Value::Object(described) => described.get("default").cloned(),
-            default => Some(default),
-        };
-        if !given.contains_key(&name) {
-            let default = default.ok_or_else(|| Error::invalid(format!("parameters: missing field `{name}`")))?;
-            given.insert(name, default);
-        }
-    }
-    serde_json::to_string(&given).map_err(Error::internal)
 }
 
 /// A stream on its way through an instance.
