@@ -348,7 +348,7 @@ async fn sql_with_parameters_is_tried_out_without_a_server() {
         (&["--declare", whole, "--param", "word=w"], "`least`"),
         (&["--declare", whole, "--param", "least=x"], "the parameter least"),
         (&["--declare", whole, "--param", "least=1", "--param", "wrod=w"], "`wrod`"),
-        (&["--declare", "{\"least\": {\"type\": \"NOTHING\"}}"], "NOTHING"),
+        (&["--declare", "{\"word\": \"w\", \"least\": {\"type\": \"NOTHING\"}}"], "NOTHING"),
         (&["--param", "least"], "NAME=VALUE"),
         (&["--params", "[1]"], "no JSON object"),
     ] {
