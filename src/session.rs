@@ -142,6 +142,15 @@ impl Sessions {
 
     /// Where a statement of this caller runs, and with which settings; `transaction` is the one that it names.
     pub fn place(&self, identity: &Identity, transaction: Option<Handle>) -> Result<Ask> {
+        let ask = self.placed(identity, transaction)?;
+        let open = ask.line.as_ref().is_some_and(Line::in_transaction);
+        if !open {
+            identity.may_begin()?;
+        }
+        Ok(ask)
+    }
+
+    fn placed(&self, identity: &Identity, transaction: Option<Handle>) -> Result<Ask> {
         let mut state = self.lock();
         let (settings, home) = match state.own(identity) {
             None => (Settings::default(), None),
@@ -165,12 +174,15 @@ impl Sessions {
 
     /// The same of what joins the session's open transaction without naming it.
     pub fn joining(&self, identity: &Identity) -> Result<Ask> {
-        let mut ask = self.place(identity, None)?;
+        let mut ask = self.placed(identity, None)?;
         if let Some(id) = session_id(identity).filter(|_| ask.line.is_none()) {
             let state = self.lock();
             let own = |open: &&Transaction| open.principal == identity.principal() && open.owner == id;
             let latest = state.transactions.values().filter(own).max_by_key(|open| open.begun);
             ask.line = latest.map(|open| open.line.clone());
+        }
+        if !ask.line.as_ref().is_some_and(Line::in_transaction) {
+            identity.may_begin()?;
         }
         Ok(ask)
     }
@@ -188,6 +200,9 @@ impl Sessions {
         if let Some(lost) = session.renew() {
             return Err(lost);
         }
+        if !session.home.as_ref().is_some_and(Line::in_transaction) {
+            identity.may_begin()?;
+        }
         Ok(session.home.get_or_insert_with(|| engine.line()).clone())
     }
 
@@ -200,6 +215,7 @@ impl Sessions {
 
     /// Begins a transaction that is named by what this answers.
     pub async fn begin(&self, identity: &Identity) -> Result<Handle> {
+        identity.may_begin()?;
         let handle = Handle::new();
         let line = {
             let mut state = self.lock();
@@ -365,6 +381,11 @@ impl Sessions {
     }
 
     // === sessions ===
+
+    /// Whether the caller is in a session, or in a login that becomes one when it keeps something.
+    pub fn has_one(&self, identity: &Identity) -> bool {
+        identity.session.is_some() || self.lock().own(identity).is_some()
+    }
 
     /// The settings of the caller's session.
     pub fn settings(&self, identity: &Identity) -> Settings {
@@ -563,6 +584,16 @@ impl Sessions {
         self.gauge();
     }
 
+    /// How many transactions are open whose clients are still there.
+    pub fn transactions_in_reach(&self) -> usize {
+        let state = self.lock();
+        let begun_by_text =
+            |session: &Session| session.lent.is_none() && session.home.as_ref().is_some_and(Line::in_transaction);
+        let texts = state.sessions.iter().filter(|(_, session)| begun_by_text(session)).map(|(id, _)| id);
+        let owners = state.transactions.values().map(|open| &open.owner).chain(texts);
+        owners.filter(|owner| state.present.get(*owner).is_none_or(Present::stands)).count()
+    }
+
     fn gauge(&self) {
         let state = self.lock();
         let texts = state
@@ -649,9 +680,13 @@ impl State {
 }
 
 impl Present {
+    fn stands(&self) -> bool {
+        self.connections.iter().any(Connection::stands)
+    }
+
     /// Since when none of the connections stands.
     fn left(&mut self) -> Option<Instant> {
-        if self.connections.iter().any(Connection::stands) {
+        if self.stands() {
             return None;
         }
         Some(*self.left.get_or_insert_with(Instant::now))

@@ -58,17 +58,24 @@ pub struct Identity {
     pub cookie: Option<String>,
     /// By which it came; none where that was not the network.
     pub connection: Option<Connection>,
+    /// The server drains: the call may only go on with a transaction that is open.
+    pub draining: bool,
 }
 
 impl From<Arc<Rights>> for Identity {
     fn from(rights: Arc<Rights>) -> Self {
-        Self { user: rights.user.clone(), rights, session: None, cookie: None, connection: None }
+        Self { user: rights.user.clone(), rights, session: None, cookie: None, connection: None, draining: false }
     }
 }
 
 impl Identity {
     pub fn principal(&self) -> Principal {
         self.rights.principal()
+    }
+
+    /// Fails for what belongs to no open transaction while the server drains.
+    pub fn may_begin(&self) -> Result<()> {
+        if self.draining { Err(Error::Draining) } else { Ok(()) }
     }
 
     fn within(rights: Arc<Rights>, session: Session) -> Self {
@@ -343,6 +350,11 @@ impl Authenticator {
         count: usize,
     ) -> Result<(Vec<Vec<u8>>, Duration)> {
         self.0.tokens.tickets(identity, sql, note, count)
+    }
+
+    /// The same ticket, with a new expiration time.
+    pub fn renewed_ticket(&self, claims: TicketClaims) -> Result<(Vec<u8>, Duration)> {
+        self.0.tokens.renewed_ticket(claims)
     }
 
     /// The claims of such a ticket, or `None` where the bytes are no ticket of ours.

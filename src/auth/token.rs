@@ -255,6 +255,12 @@ impl Tokens {
         Ok((tickets.collect::<Result<_>>()?, self.life))
     }
 
+    /// The same ticket with a new expiration time: what was cancelled under its id stays so.
+    pub(super) fn renewed_ticket(&self, claims: TicketClaims) -> Result<(Vec<u8>, Duration)> {
+        let claims = TicketClaims { exp: self.expiry(), ..claims };
+        Ok(([TICKET_PREFIX, self.current().sign(&claims)?.as_bytes()].concat(), self.life))
+    }
+
     pub(super) fn read_ticket(&self, identity: &Identity, ticket: &[u8]) -> Result<Option<TicketClaims>> {
         let Some(token) = ticket.strip_prefix(TICKET_PREFIX) else { return Ok(None) };
         let token = std::str::from_utf8(token).unwrap_or_default();

@@ -1,8 +1,11 @@
 //! A stream into a table, in one transaction that the caller decides on.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use arrow_schema::SchemaRef;
@@ -14,6 +17,7 @@ use super::{
     arrow::DUCKDB_TYPE,
     catalog::{TableName, quote},
     columns::{self, Column},
+    creation::Turn,
     guard,
     interruption::Manner,
     line::{Line, Place, Settings},
@@ -25,6 +29,10 @@ use crate::{
     error::{Error, Result},
     stream::{RecordBatchStream, batch_bytes},
 };
+
+/// How often, and after which pauses, the creation of a table is tried again while a statement of someone else's creates it.
+const TRIES: usize = 100;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What becomes of a table that exists already, or does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,6 +209,13 @@ impl Engine {
     }
 }
 
+/// The table that a stream goes into.
+struct Opened {
+    columns: Vec<Column>,
+    /// Whether it was there before.
+    existed: bool,
+}
+
 /// One ingest on its engine thread.
 struct Work<'a> {
     shared: &'a Shared,
@@ -224,13 +239,17 @@ impl Work<'_> {
         // What is stored of it cannot be taken back alone.
         cancel.arm(connection.interrupt_handle(), Manner::AtOnce)?;
         guard::check_names(&self.rights, place.is_moved() || self.target.settings.moves_names())?;
+        let table = self.target_sql(connection, place)?;
         if !self.target.temporary {
             guard::may_write(&self.rights, &self.target.table, self.shared.database_name(connection)?)?;
         }
         if !joins {
             self.shared.execute(connection, "BEGIN TRANSACTION")?;
         }
-        let staged = self.stage(connection, cancel).and_then(|staged| {
+        // Until the transaction has ended.
+        let mut turn = None;
+        let opened = self.open(connection, cancel, &table, joins, &mut turn);
+        let staged = opened.and_then(|opened| self.stage(connection, cancel, &table, &opened)).and_then(|staged| {
             report.send(staged).map_err(|_| Error::Cancelled)?;
             // The sender is dropped without a word when the caller gives up.
             cancel.wait(decided)?.map_err(|_| Error::Cancelled)
@@ -248,11 +267,121 @@ impl Work<'_> {
         }
     }
 
-    fn stage(&self, connection: &Connection, cancel: &Cancel) -> Result<Report> {
-        let Target { table: name, mode, temporary, .. } = &self.target;
-        let (shared, table) = (self.shared, name.sql());
-        let call = self.source.call();
-        let source = shared.bind(connection, &format!("SELECT * FROM {call}"))?;
+    /// The target as SQL. What is not to be temporary never is: a bare name in a session means its temporary table first.
+    fn target_sql(&self, connection: &Connection, place: &Place) -> Result<String> {
+        let Target { table: name, temporary, .. } = &self.target;
+        let is_temp = |part: &str| part.eq_ignore_ascii_case("temp");
+        let refused = || {
+            Err(Error::invalid(format!(
+                "table {name} would be a temporary one, which is the session's own and gone with it; send the rows to a table \
+                 of another catalog, or as a temporary ingest of Flight SQL"
+            )))
+        };
+        if *temporary {
+            return Ok(name.sql());
+        }
+        let parts = name.parts();
+        if matches!(parts, [catalog, _, _] if is_temp(catalog)) {
+            return refused();
+        }
+        // What other connections make temporary is not seen here.
+        if matches!(place, Place::Own(_)) && !parts.first().is_some_and(|first| is_temp(first) && parts.len() == 2) {
+            return Ok(name.sql());
+        }
+        let rows = self.shared.rows(
+            connection,
+            "SELECT current_database(), current_schema(), \
+             (SELECT count(*) FROM duckdb_schemas() WHERE database_name = current_database() AND lower(schema_name) = lower($1)), \
+             (SELECT count(*) FROM duckdb_tables() WHERE database_name = 'temp' AND lower(table_name) = lower($2)) \
+             + (SELECT count(*) FROM duckdb_views() WHERE database_name = 'temp' AND lower(view_name) = lower($2))",
+            Parameters::positional(&[&parts[0], &parts[parts.len() - 1]]),
+        )?;
+        let [current, schema, schemas, temporaries] = rows.first().map_or(&[][..], Vec::as_slice) else {
+            return Err(Error::internal("a question about the target's name answered no row"));
+        };
+        let whole = match parts {
+            [first, _] if is_temp(first) && schemas == "0" => return refused(),
+            [first, table] if is_temp(first) => vec![current, first, table],
+            _ if temporaries == "0" => return Ok(name.sql()),
+            [table] => vec![current, schema, table],
+            [first, table] if schemas != "0" => vec![current, first, table],
+            _ => return Ok(name.sql()),
+        };
+        Ok(whole.into_iter().map(|part| quote(part)).collect::<Vec<_>>().join("."))
+    }
+
+    /// Finds the table, or creates it. `turn` is held by whoever has created it in a transaction of its own.
+    fn open(
+        &self,
+        connection: &Connection,
+        cancel: &Cancel,
+        table: &str,
+        joins: bool,
+        turn: &mut Option<Turn>,
+    ) -> Result<Opened> {
+        let Target { mode, temporary, .. } = &self.target;
+        let shared = self.shared;
+        let again = || {
+            // What a transaction sees is as old as itself.
+            shared.execute(connection, "ROLLBACK")?;
+            shared.execute(connection, "BEGIN TRANSACTION")
+        };
+        let mut tries = 0;
+        loop {
+            if let Some(columns) = self.existing(connection, table)? {
+                *turn = None;
+                return Ok(Opened { columns, existed: true });
+            }
+            if turn.is_none() && !joins && !temporary {
+                let turns = shared.creations.of(&self.creation(connection)?);
+                match turns.clone().try_lock_owned() {
+                    Ok(first) => *turn = Some(first),
+                    Err(_taken) => {
+                        *turn = Some(cancel.wait(turns.lock_owned())?);
+                        again()?;
+                        continue;
+                    }
+                }
+            }
+            let columns = self.as_sent(connection)?;
+            match self.create(connection, table, &columns) {
+                Ok(()) => return Ok(Opened { columns, existed: false }),
+                Err(error) if joins || *temporary || tries == TRIES => return Err(error),
+                // A statement of someone else's creates it, or has done so since this transaction began.
+                Err(Error::Conflict(_)) => cancel.rest(if tries == 0 { Duration::ZERO } else { PAUSE })?,
+                Err(Error::Exists(_)) if *mode == Mode::CreateOrAppend => {}
+                Err(error) => return Err(error),
+            }
+            tries += 1;
+            again()?;
+        }
+    }
+
+    /// The table's name as those who create it at the same time have it, however they write it.
+    fn creation(&self, connection: &Connection) -> Result<String> {
+        let parts = self.target.table.parts();
+        let rows = self.shared.rows(connection, "SELECT current_database(), current_schema()", Parameters::None)?;
+        let [database, schema] = rows.first().map_or(&[][..], Vec::as_slice) else {
+            return Err(Error::internal("a connection has no current schema"));
+        };
+        let whole = match parts {
+            [table] => [database, schema, table],
+            // The first may be a database's name, too; then two of the same name in two schemas wait for each other.
+            [first, table] => [database, if first == database { schema } else { first }, table],
+            [catalog, schema, table] => [catalog, schema, table],
+            _ => return Err(Error::internal("a table's name has one to three parts")),
+        };
+        Ok(whole.map(|part| quote(&part.to_lowercase())).join("."))
+    }
+
+    fn source(&self, connection: &Connection) -> Result<duckdb::schema::Schema> {
+        self.shared.bind(connection, &format!("SELECT * FROM {}", self.source.call()))
+    }
+
+    /// How the stream fits the table that is there; nothing where it is to be created.
+    fn existing(&self, connection: &Connection, table: &str) -> Result<Option<Vec<Column>>> {
+        let Target { table: name, mode, .. } = &self.target;
+        let shared = self.shared;
         // Asked as an INSERT: a SELECT would take a table that is missing for a file of its name.
         let there = || match shared.bind(connection, &format!("INSERT INTO {table} DEFAULT VALUES")) {
             Ok(_) => shared.bind(connection, &format!("SELECT * FROM {table}")).map(Some),
@@ -266,31 +395,37 @@ impl Work<'_> {
             Mode::ReplaceExisting => there()?.ok_or_else(missing).map(|_| None)?,
             Mode::Create | Mode::Replace => None,
         };
-        let columns = match &existing {
-            Some(existing) => columns::fitted(shared, &source, existing, &name.to_string())?,
-            None => {
-                let declared: Vec<Option<String>> =
-                    self.schema.fields().iter().map(|field| field.metadata().get(DUCKDB_TYPE).cloned()).collect();
-                columns::as_sent(connection, &source, &declared)?
-            }
+        let fitted = |existing| columns::fitted(shared, &self.source(connection)?, &existing, &name.to_string());
+        existing.map(fitted).transpose()
+    }
+
+    fn as_sent(&self, connection: &Connection) -> Result<Vec<Column>> {
+        let declared: Vec<Option<String>> =
+            self.schema.fields().iter().map(|field| field.metadata().get(DUCKDB_TYPE).cloned()).collect();
+        columns::as_sent(connection, &self.source(connection)?, &declared)
+    }
+
+    fn create(&self, connection: &Connection, table: &str, columns: &[Column]) -> Result<()> {
+        let Target { mode, temporary, .. } = &self.target;
+        let create = match (mode, temporary) {
+            (Mode::Replace | Mode::ReplaceExisting, false) => "CREATE OR REPLACE TABLE",
+            (Mode::Replace | Mode::ReplaceExisting, true) => "CREATE OR REPLACE TEMP TABLE",
+            (_, false) => "CREATE TABLE",
+            (_, true) => "CREATE TEMP TABLE",
         };
-        let select = select_list(&columns);
-        if existing.is_none() {
-            let create = match (mode, temporary) {
-                (Mode::Replace | Mode::ReplaceExisting, false) => "CREATE OR REPLACE TABLE",
-                (Mode::Replace | Mode::ReplaceExisting, true) => "CREATE OR REPLACE TEMP TABLE",
-                (_, false) => "CREATE TABLE",
-                (_, true) => "CREATE TEMP TABLE",
-            };
-            // Not CREATE TABLE AS .. WITH NO DATA over the stream: with DuckDB 2.0.0 that left an empty first row group,
-            // and the rows of a parallel insert in the same transaction lay behind it, where no scan found them.
-            let declared: Vec<String> =
-                columns.iter().map(|column| format!("{} {}", quote(&column.name), column.duckdb_type)).collect();
-            shared.execute(connection, &format!("{create} {table} ({})", declared.join(", ")))?;
-        }
+        // Not CREATE TABLE AS .. WITH NO DATA over the stream: with DuckDB 2.0.0 that left an empty first row group,
+        // and the rows of a parallel insert in the same transaction lay behind it, where no scan found them.
+        let declared: Vec<String> =
+            columns.iter().map(|column| format!("{} {}", quote(&column.name), column.duckdb_type)).collect();
+        self.shared.execute(connection, &format!("{create} {table} ({})", declared.join(", "))).map(drop)
+    }
+
+    fn stage(&self, connection: &Connection, cancel: &Cancel, table: &str, opened: &Opened) -> Result<Report> {
+        let (shared, Opened { columns, existed }) = (self.shared, opened);
+        let (select, call) = (select_list(columns), self.source.call());
         let comparable = self.verify && columns.iter().all(|column| column.exact);
-        let before = match (&existing, comparable) {
-            (Some(_), true) => self.fingerprint(connection, &table)?,
+        let before = match (existed, comparable) {
+            (true, true) => self.fingerprint(connection, table)?,
             _ => Fingerprint { rows: 0, hash: 0 },
         };
         let names: Vec<String> = columns.iter().map(|column| quote(&column.name)).collect();
@@ -305,7 +440,7 @@ impl Work<'_> {
             rows += result.drain().map_err(|error| shared.cause(&error))? as u64;
         }
         let fingerprint = if comparable {
-            let after = self.fingerprint(connection, &table)?;
+            let after = self.fingerprint(connection, table)?;
             Some(Fingerprint { rows: after.rows - before.rows, hash: after.hash - before.hash })
         } else {
             None

@@ -10,6 +10,7 @@ mod binding;
 mod carry;
 mod catalog;
 mod columns;
+mod creation;
 mod error;
 mod files;
 pub mod guard;
@@ -61,7 +62,7 @@ pub use kept::KeptExchanger;
 pub use line::{Line, Settings};
 pub use metadata::{KeyTable, ListedColumn, ListedTable, TABLE_TYPES, TableFilter, Vocabulary};
 pub use parameters::{Declared, Given};
-pub use query::{Ask, status_schema};
+pub use query::{Ask, status_row, status_schema};
 pub use restore::{Restored, restore};
 pub use script::Script;
 pub use seen::{Kill, RunningStatement};
@@ -112,6 +113,7 @@ struct Shared {
     types: types::KnownTypes,
     /// Asked for once.
     database_name: OnceLock<String>,
+    creations: creation::Creations,
     /// Held while a backup is made.
     backing_up: Mutex<()>,
     /// Whether DuckDB has said that the database is unusable, and it has not been reopened since.

@@ -78,6 +78,7 @@ impl Engine {
             built_ins: Default::default(),
             types: Default::default(),
             database_name: Default::default(),
+            creations: Default::default(),
             backing_up: Mutex::default(),
             broken: watch::Sender::new(false),
             blamed: Default::default(),

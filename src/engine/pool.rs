@@ -375,6 +375,14 @@ impl Cancel {
         }
     }
 
+    /// Lets time pass on an engine thread, unless the statement is cancelled meanwhile.
+    pub(super) fn rest(&self, duration: Duration) -> Result<()> {
+        match wait_unless(&self.0.token, std::future::pending::<()>(), Some(duration)) {
+            Waited::Cancelled => Err(Error::Cancelled),
+            Waited::For(()) | Waited::LongEnough => Ok(()),
+        }
+    }
+
     /// A cancelled statement fails in many ways; what counts is why it was cancelled.
     pub(super) fn explain<T>(&self, outcome: Result<T>) -> Result<T> {
         match (outcome, lock(&self.0.reason).as_ref()) {

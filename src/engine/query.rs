@@ -100,6 +100,16 @@ pub fn status_schema() -> SchemaRef {
     ]))
 }
 
+/// That row, of a statement that has run.
+pub fn status_row(changed: i64) -> Result<RecordBatchStream> {
+    Ok(RecordBatchStream::from_batches(status_schema(), vec![status_batch(changed)?]))
+}
+
+fn status_batch(changed: i64) -> Result<RecordBatch> {
+    let (status, changed) = (Arc::new(StringArray::from(vec!["OK"])), Arc::new(Int64Array::from(vec![changed])));
+    RecordBatch::try_new(status_schema(), vec![status, changed]).map_err(Error::internal)
+}
+
 impl Engine {
     /// Runs one statement. It has started when this returns; its rows come as the stream is read, and dropping the
     /// stream interrupts it. A statement without rows has run once, in full, and answers one row.
@@ -266,11 +276,8 @@ impl Answer {
 impl Answer {
     /// The one row of a statement that has none of its own.
     fn changed(&mut self, shared: &Shared, changed: usize) -> Result<()> {
-        let schema = status_schema();
-        let status = Arc::new(StringArray::from(vec!["OK"]));
-        let changed = Arc::new(Int64Array::from(vec![i64::try_from(changed).unwrap_or(i64::MAX)]));
-        let row = RecordBatch::try_new(schema.clone(), vec![status, changed]).map_err(Error::internal)?;
-        self.whole = Some(schema);
+        let row = status_batch(i64::try_from(changed).unwrap_or(i64::MAX))?;
+        self.whole = Some(row.schema());
         self.shape = Shape::Changed;
         self.batch(shared, row)
     }

@@ -152,6 +152,21 @@ const ACTIONS: [Described; 21] = [
     },
 ];
 
+/// The actions that are answered for an open transaction, and to end what is there, while the server drains.
+const ENDING: [&str; 11] = [
+    "queries",
+    "kill",
+    "CancelFlightInfo",
+    "CancelQuery",
+    "CloseSession",
+    "EndTransaction",
+    "CreatePreparedStatement",
+    "ClosePreparedStatement",
+    "RenewFlightEndpoint",
+    SET_SESSION_OPTIONS,
+    GET_SESSION_OPTIONS,
+];
+
 /// The actions that the caller may call.
 pub(super) fn list(rights: &Rights) -> Vec<ActionType> {
     let described = ACTIONS.iter().filter(|action| rights.role >= action.role);
@@ -208,6 +223,9 @@ impl Flight {
             return Err(Error::NotFound(format!("action \"{name}\" not found; there are {}", names.join(", "))));
         };
         identity.rights.require(known.role, name)?;
+        if !ENDING.contains(&name) {
+            identity.may_begin()?;
+        }
         match name {
             "add_exchange" => {
                 let registration = Registration::read(body)?;
@@ -304,14 +322,17 @@ impl Flight {
                 let mut endpoint = request.endpoint.ok_or_else(|| Error::invalid("the body has no endpoint"))?;
                 let ticket = endpoint.ticket.take().ok_or_else(|| Error::invalid("the endpoint has no ticket"))?;
                 let claims = self.ticket_claims(identity, &ticket)?;
+                if self.running.is_cancelled(&identity.principal(), &claims.id) {
+                    return Err(Error::Cancelled);
+                }
                 if claims.place.is_some() {
                     // It would outlive what is known of its result, and then read all of it again.
                     return Err(Error::Unsupported(
                         "an endpoint of several cannot be renewed; ask GetFlightInfo again".into(),
                     ));
                 }
-                let (tickets, life) = self.authenticator.tickets(identity, &claims.sql, claims.note, 1)?;
-                endpoint.ticket = tickets.into_iter().next().map(Ticket::new);
+                let (ticket, life) = self.authenticator.renewed_ticket(claims)?;
+                endpoint.ticket = Some(Ticket::new(ticket));
                 endpoint.expiration_time = Some(timestamp(life));
                 Ok(one(endpoint.encode_to_vec()))
             }
@@ -330,13 +351,17 @@ impl Flight {
         }
     }
 
-    /// Ends the streams that the tickets of a FlightInfo started; whether there was one.
+    /// Ends the streams that the tickets of a FlightInfo started, and lets no more of them start. Whether there was something
+    /// to cancel: what has ended is not, and what ran when its FlightInfo was asked for.
     pub(super) fn cancel(&self, identity: &Identity, info: FlightInfo) -> Result<bool> {
         let mut cancelled = false;
         for ticket in info.endpoint.into_iter().filter_map(|endpoint| endpoint.ticket) {
             // A command that is its own ticket has nothing to cancel.
             if let Some(claims) = self.authenticator.read_ticket(identity, &ticket.ticket)? {
-                cancelled |= self.running.cancel(&claims.id) || self.shared.cancel(&claims.id);
+                let begun = claims.place.is_some().then(|| self.shared.cancel(&claims.id)).flatten();
+                let has_ended = begun == Some(false) || super::sql::has_run(claims.note.as_deref());
+                cancelled |= begun == Some(true);
+                cancelled |= !has_ended && self.running.cancel(&identity.principal(), &claims.id);
             }
         }
         Ok(cancelled)

@@ -18,6 +18,7 @@ impl Flight {
         upload: Upload,
         Caller { identity, call }: &Caller,
     ) -> Result<RecordBatchStream> {
+        identity.may_begin()?;
         let text = match Command::from_descriptor(&upload.descriptor)? {
             Command::Text(text) => text,
             Command::Table(_) | Command::FlightSql(_) => {
@@ -31,7 +32,7 @@ impl Flight {
                 within(identity.rights.allowance, call.noting(output)?)
             }
             // The input, if there is one, is not read; the answer's end closes it.
-            None => self.engine.query(&identity.rights, &text).await?,
+            None => self.text_rows(identity, &text).await?,
         };
         Ok(counted(call, Direction::Sent, output))
     }

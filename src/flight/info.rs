@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo, PollInfo, SchemaResult, Ticket};
-use arrow_schema::Schema;
+use arrow_schema::{Schema, SchemaRef};
 
 use super::{
     command::{Command, select_from},
@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     auth::Identity,
+    engine::{Ask, status_schema},
     error::{Error, Result},
     wire::schema_bytes,
 };
@@ -28,8 +29,15 @@ impl Flight {
     ) -> Result<FlightInfo> {
         let (sql, rows) = match Command::from_descriptor(&descriptor)? {
             // A table's row count is in its metadata.
-            Command::Table(table) => (select_from(&table), self.engine.count(&identity.rights, &table).await?),
-            Command::Text(sql) => (sql, -1),
+            Command::Table(table) => {
+                identity.may_begin()?;
+                (select_from(&table), self.engine.count(&identity.rights, &table).await?)
+            }
+            Command::Text(sql) => {
+                let schema = self.text_schema(identity, &sql).await?;
+                let info = self.flight_info(identity, &sql, super::sql::text_note()?, &schema, endpoints)?;
+                return Ok(info.with_descriptor(descriptor));
+            }
             Command::FlightSql(command) => {
                 let info = self.sql_info(identity, command, endpoints).await?;
                 return Ok(info.with_descriptor(descriptor));
@@ -38,6 +46,12 @@ impl Flight {
         let schema = self.engine.schema(&identity.rights, &sql).await?;
         let info = self.flight_info(identity, &sql, None, &schema, endpoints)?;
         Ok(info.with_descriptor(descriptor).with_total_records(rows))
+    }
+
+    /// The columns of a text's rows, planned in the caller's session where there is one.
+    async fn text_schema(&self, identity: &Identity, sql: &str) -> Result<SchemaRef> {
+        let ask = Ask { sql: sql.to_string(), ..self.sessions.place(identity, None)? };
+        Ok(self.engine.plan(&identity.rights, &ask).await?.rows.unwrap_or_else(status_schema))
     }
 
     pub(super) async fn poll(
@@ -53,8 +67,11 @@ impl Flight {
 
     pub(super) async fn schema(&self, identity: &Identity, descriptor: &FlightDescriptor) -> Result<SchemaResult> {
         let schema = match Command::from_descriptor(descriptor)? {
-            Command::Table(table) => self.engine.schema(&identity.rights, &select_from(&table)).await?,
-            Command::Text(sql) => self.engine.schema(&identity.rights, &sql).await?,
+            Command::Table(table) => {
+                identity.may_begin()?;
+                self.engine.schema(&identity.rights, &select_from(&table)).await?
+            }
+            Command::Text(sql) => self.text_schema(identity, &sql).await?,
             Command::FlightSql(command) => self.sql_schema(identity, command).await?,
         };
         Ok(SchemaResult { schema: schema_bytes(&schema)? })

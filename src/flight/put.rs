@@ -29,6 +29,7 @@ impl Flight {
             }
             Command::FlightSql(command) => return self.sql_put(command, upload, caller).await,
         };
+        caller.identity.may_begin()?;
         let upload = upload.require_end(self.config.put.require_end.then_some(EndRule::Configuration));
         let requires_end = upload.requires_end();
         let input = counted(&caller.call, Direction::Received, upload.batches().await?);

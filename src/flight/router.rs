@@ -43,6 +43,11 @@ impl Router {
         Self { flight, standard, compressing, only_standard: config.wire.standard_path, max_message, budget }
     }
 
+    /// How many transactions are open whose clients are still there.
+    pub fn transactions_in_reach(&self) -> usize {
+        self.flight.sessions.transactions_in_reach()
+    }
+
     pub async fn answer(mut self, request: Request<Body>) -> Result<Response<Body>, Infallible> {
         let standard = if is_compressed(request.headers()) { &mut self.compressing } else { &mut self.standard };
         if self.only_standard || is_compressed(request.headers()) || is_node(request.headers()) {

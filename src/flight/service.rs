@@ -53,8 +53,9 @@ impl Flight {
     ) -> Self {
         let shared = SharedResults::new(config.limits.shared_results);
         let sessions = Sessions::new(&config.session, engine.clone(), metrics.clone());
+        let running = Running::new(config.auth.token_ttl.0);
         let config = Arc::new(config.clone());
-        Self { engine, authenticator, exchangers, running: Running::default(), shared, sessions, config, metrics }
+        Self { engine, authenticator, exchangers, running, shared, sessions, config, metrics }
     }
 
     /// How the answers of a call are to be sent: as configured, or as its headers ask.
@@ -184,6 +185,7 @@ impl FlightService for Flight {
 
     async fn list_flights(&self, request: Request<Criteria>) -> Answer<Self::ListFlightsStream> {
         let Caller { identity, call } = Caller::of(request.extensions())?;
+        identity.may_begin()?;
         let flights = call.noting(self.list(&identity, &request.into_inner().expression).await)?;
         Ok(Response::new(stream::iter(flights.into_iter().map(Ok)).boxed()))
     }

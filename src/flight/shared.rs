@@ -89,10 +89,10 @@ impl SharedResults {
         Ok((Reader { result, index: place.index, ended: false }, permit))
     }
 
-    /// Ends the result for all its readers, in CANCELLED; whether there was something to end.
-    pub(super) fn cancel(&self, id: &str) -> bool {
+    /// Ends the result for all its readers, in CANCELLED; whether there was something to end, where it has begun.
+    pub(super) fn cancel(&self, id: &str) -> Option<bool> {
         let result = lock(&self.0.known).by_id.get(id).cloned();
-        result.is_some_and(|result| result.cancel(Error::Cancelled))
+        result.map(|result| result.cancel(Error::Cancelled))
     }
 }
 

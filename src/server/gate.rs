@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use http::{Request, Response};
 use tonic::body::Body;
 
-use crate::{engine::Engine, error::Error, flight::Router};
+use crate::{auth::Identity, engine::Engine, error::Error, flight::Router};
 
 /// Lets calls through to the Flight service while the server serves. Cheap to clone.
 #[derive(Clone, Default)]
@@ -62,6 +62,11 @@ impl Gate {
         }
     }
 
+    /// How many transactions are open whose clients are still there.
+    pub(super) fn transactions_in_reach(&self) -> usize {
+        self.0.behind.get().map_or(0, |(service, _)| service.transactions_in_reach())
+    }
+
     /// The engine, once it is open.
     pub(super) fn engine(&self) -> Option<Arc<Engine>> {
         self.0.behind.get().map(|(_, engine)| engine.clone())
@@ -69,8 +74,16 @@ impl Gate {
 }
 
 impl Gate {
-    /// Hands the call to the Flight service, or refuses it.
-    pub(super) fn answer(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, Infallible>> {
+    /// Hands the call to the Flight service, or refuses it. While the server drains, what goes on with a transaction that is
+    /// open is answered, and the service refuses the rest.
+    pub(super) fn answer(&self, mut request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, Infallible>> {
+        if let (State::Draining, Some((service, _))) = (self.state(), self.0.behind.get())
+            && service.transactions_in_reach() > 0
+            && let Some(identity) = request.extensions_mut().get_mut::<Identity>()
+        {
+            identity.draining = true;
+            return Box::pin(service.clone().answer(request));
+        }
         let refusal = match (self.state(), self.0.behind.get()) {
             (State::Serving | State::Leaving, Some((service, _))) => return Box::pin(service.clone().answer(request)),
             (State::Draining, _) => Error::Draining,

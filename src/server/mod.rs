@@ -76,6 +76,9 @@ pub struct Server {
     serving: JoinSet<()>,
 }
 
+/// How often it is looked whether transactions are still open.
+const TRANSACTIONS: Duration = Duration::from_millis(20);
+
 impl Server {
     /// Binds, answers health with NOT_SERVING while the database opens, and serves when this returns.
     pub async fn start(config: Config) -> Result<Self> {
@@ -183,7 +186,8 @@ impl Server {
         self.reloads.reload();
     }
 
-    /// Stops in order: not ready, drain delay, no new calls, grace for running ones (until `impatient` completes),
+    /// Stops in order: not ready, drain delay, no new calls, grace for running ones and for transactions that are open (until
+    /// `impatient` completes),
     /// interrupt, checkpoint, close. One silent connection does not hold it up.
     pub async fn stop(self, impatient: impl Future<Output = ()>) -> Result<()> {
         let Self {
@@ -209,8 +213,15 @@ impl Server {
         let graceful = async {
             tokio::time::sleep(config.server.drain_delay.0).await;
             gate.set(State::Draining);
-            drop(stop_accepting);
-            tokio::time::timeout(config.server.grace_period.0, calls.none()).await
+            let finished = async {
+                // Their next calls come on connections that are open, which end when nothing more is accepted.
+                while gate.transactions_in_reach() > 0 {
+                    tokio::time::sleep(TRANSACTIONS).await;
+                }
+                drop(stop_accepting);
+                calls.none().await;
+            };
+            tokio::time::timeout(config.server.grace_period.0, finished).await
         };
         tokio::select! {
             outcome = graceful => if outcome.is_err() {

@@ -298,7 +298,6 @@ async fn error_of_the_statement_reaches_every_reader() {
 async fn cancel_flight_info_ends_all_of_it() {
     let server = TestServer::start().await;
     let info = info(&server, ENDLESS, 3).await;
-    assert_eq!(cancel(&server, &info).await, CancelStatus::NotCancellable, "nothing runs yet");
     let streams = open_all(&server, &info).await;
     assert_eq!(cancel(&server, &info).await, CancelStatus::Cancelled);
     for stream in streams {
@@ -306,6 +305,70 @@ async fn cancel_flight_info_ends_all_of_it() {
     }
     nothing_runs(&server).await;
     assert_eq!(cancel(&server, &info).await, CancelStatus::NotCancellable, "it has ended");
+}
+
+/// Before anyone has used it, and whatever it is for: nothing of it runs any more, renewed or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn ticket_that_is_cancelled_before_its_use_is_not_good_any_more() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE t AS SELECT 1 AS i").await;
+    let statement = arrow_flight::sql::CommandStatementQuery { query: "FROM t".into(), transaction_id: None };
+    let descriptors = [
+        sql("FROM t"),
+        sql("INSERT INTO t VALUES (2)"),
+        FlightDescriptor::new_path(vec!["t".into()]),
+        crate::flight_sql::message(&statement),
+    ];
+    let mut stock = server.stock().await;
+    for descriptor in descriptors {
+        for endpoints in [1, 3] {
+            let asked = asking(descriptor.clone(), &endpoints.to_string());
+            let info = stock.get_flight_info(asked).await.unwrap().into_inner();
+            let renew = |endpoint: &arrow_flight::FlightEndpoint| {
+                let body = RenewFlightEndpointRequest::new(endpoint.clone()).encode_to_vec();
+                Action::new("RenewFlightEndpoint", body)
+            };
+            let mut refused = tickets(&info);
+            if endpoints == 1 {
+                let renewed = stock.do_action(renew(&info.endpoint[0])).await.unwrap().into_inner().next().await;
+                let renewed = arrow_flight::FlightEndpoint::decode(renewed.unwrap().unwrap().body).unwrap();
+                refused.push(renewed.ticket.unwrap());
+            }
+            assert_eq!(cancel(&server, &info).await, CancelStatus::Cancelled, "{descriptor:?}");
+            for ticket in &refused {
+                let error = open(&server, ticket).await.err().expect("it was cancelled");
+                assert_eq!(error.code(), Code::Cancelled, "{descriptor:?} {error}");
+            }
+            if endpoints == 1 {
+                assert_eq!(stock.do_action(renew(&info.endpoint[0])).await.unwrap_err().code(), Code::Cancelled);
+            }
+            // Another FlightInfo of the same is another one.
+            let again =
+                stock.get_flight_info(asking(sql("FROM t"), &endpoints.to_string())).await.unwrap().into_inner();
+            assert_eq!(numbers_of_any(open_all(&server, &again).await).await, 1);
+        }
+    }
+    assert_eq!(row(&client, "SELECT count(*) FROM t").await, ["1"], "the INSERT never ran");
+}
+
+async fn numbers_of_any(streams: Vec<RecordBatchStream>) -> usize {
+    let mut arrived = 0;
+    for stream in streams {
+        arrived += rows(&collect(stream).await.unwrap());
+    }
+    arrived
+}
+
+/// What ran when its FlightInfo was asked for cannot be cancelled, and a command that is its own ticket is not ours to keep.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_run_is_not_cancellable() {
+    let server = TestServer::start().await;
+    let mut client = server.sql().await;
+    let info = client.execute("CREATE TABLE t AS SELECT 1 AS i".into(), None).await.unwrap();
+    assert_eq!(cancel(&server, &info).await, CancelStatus::NotCancellable);
+    let info = client.get_catalogs().await.unwrap();
+    assert_eq!(cancel(&server, &info).await, CancelStatus::NotCancellable);
 }
 
 #[tokio::test(flavor = "multi_thread")]

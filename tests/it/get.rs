@@ -7,7 +7,7 @@ use futures::StreamExt;
 use mallard::config::Span;
 use tonic::Code;
 
-use crate::support::{TestServer, collect, people, row, rows, run, test_config, until};
+use crate::support::{TestServer, USER, collect, people, row, rows, run, test_config, until, with_login};
 
 /// Runs for hours unless it is interrupted, and answers rows from the start.
 const ENDLESS: &str = "SELECT a.range FROM range(10000000000) a, range(1000) b";
@@ -299,6 +299,42 @@ async fn nothing_a_statement_leaves_behind_meets_another() {
     assert_eq!(client.query("FROM mine").await.err().expect("another connection").code(), Code::NotFound);
     run(&client, "SET VARIABLE secret = 'x'").await;
     assert_eq!(row(&client, "SELECT getvariable('secret') IS NULL").await, ["true"]);
+}
+
+/// With a login there is a session, and what a text changes stays in it: for plain Flight as for Flight SQL.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_text_leaves_behind_stays_in_the_session_of_its_login() {
+    let server = TestServer::with(with_login(test_config())).await;
+    let (client, other) = (server.client_of(USER).await, server.client_of(USER).await);
+    run(&client, "CREATE TABLE t (i INTEGER)").await;
+    run(&client, "CREATE SCHEMA s").await;
+    for (leaves, asks, own, others) in [
+        ("CREATE TEMP TABLE mine AS SELECT 41 AS i", "SELECT i FROM mine", "41", None),
+        ("CREATE TEMP MACRO plus(a) AS a + 1", "SELECT plus(i) FROM mine", "42", None),
+        ("SET VARIABLE secret = 'x'", "SELECT getvariable('secret') IS NULL", "false", Some("true")),
+        ("USE memory.s", "SELECT current_schema()", "s", Some("main")),
+        ("SET schema = 'main'", "SELECT current_schema()", "main", Some("main")),
+        ("BEGIN", "INSERT INTO t VALUES (1)", "OK", Some("OK")),
+        ("ROLLBACK", "SELECT count(*) FROM t", "1", Some("1")),
+        ("BEGIN TRANSACTION", "DELETE FROM t", "OK", None),
+        ("COMMIT", "SELECT count(*) FROM t", "0", Some("0")),
+    ] {
+        let said = row(&client, leaves).await;
+        assert_eq!(said[0], "OK", "{leaves}");
+        assert_eq!(row(&client, asks).await[0], own, "{leaves}");
+        match others {
+            Some(others) => assert_eq!(row(&other, asks).await[0], others, "{leaves}"),
+            None if leaves.starts_with("BEGIN") => {}
+            None => assert!(other.query(asks).await.is_err(), "{leaves}"),
+        }
+    }
+    // Planned, described and exchanged, too.
+    let info = client.info(arrow_flight::FlightDescriptor::new_cmd("FROM mine")).await.unwrap();
+    assert_eq!(info.clone().try_decode_schema().unwrap().field(0).name(), "i");
+    let ticket = info.endpoint[0].ticket.clone().unwrap();
+    assert_eq!(crate::support::rows(&collect(client.get(ticket).await.unwrap()).await.unwrap()), 1);
+    let refused = client.query("PREPARE p AS SELECT 1").await.err().expect("it would be gone");
+    assert!(refused.code() == Code::Unimplemented && refused.to_string().contains("send the statement"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

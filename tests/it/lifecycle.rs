@@ -9,7 +9,7 @@ use tonic::Code;
 
 use crate::{
     process::Process,
-    support::{TestServer, collect, count, people, row, rows, run, table, test_config, until},
+    support::{TestServer, USER, collect, count, people, row, rows, run, table, test_config, until, with_login},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,6 +42,56 @@ async fn running_stream_may_finish_while_new_calls_are_refused() {
     .await;
     assert_eq!(first + rows(&collect(stream).await.expect("the stream is whole")), 2_000_000);
     stopping.await.unwrap().unwrap();
+}
+
+/// Begun by the action or as a text: both may be finished, and nothing else begins.
+#[tokio::test(flavor = "multi_thread")]
+async fn open_transaction_may_be_finished_while_the_server_drains() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = with_login(test_config());
+    config.database.path = directory.path().join("m.duckdb").to_string_lossy().into_owned();
+    config.server.grace_period = Span(Duration::from_secs(60));
+    let server = TestServer::with(config.clone()).await;
+    let (mut client, session, other) =
+        (server.sql_of(USER).await, server.client_of(USER).await, server.client_of(USER).await);
+    run(&other, "CREATE TABLE t (i INTEGER)").await;
+    let transaction = client.begin_transaction().await.unwrap();
+    let insert = "INSERT INTO t VALUES (1)".to_string();
+    client.execute_update(insert.clone(), Some(transaction.clone())).await.unwrap();
+    run(&session, "BEGIN").await;
+    run(&session, &insert).await;
+    let stopping = tokio::spawn(server.server.stop(std::future::pending()));
+    let unavailable = |error: &mallard::error::Error| error.code() == Code::Unavailable;
+    until("new calls are refused", || async { other.query("SELECT 1").await.is_err_and(|error| unavailable(&error)) })
+        .await;
+    // Statements of every kind go on in them.
+    client.execute_update(insert.clone(), Some(transaction.clone())).await.unwrap();
+    let counted = crate::flight_sql::table_in(&mut client, "SELECT count(*) FROM t", Some(&transaction)).await;
+    assert_eq!(counted, ["2"]);
+    let mut prepared = client.prepare(insert.clone(), Some(transaction.clone())).await.unwrap();
+    prepared.execute_update().await.unwrap();
+    prepared.close().await.unwrap();
+    run(&session, &insert).await;
+    // Nothing else does, whoever asks.
+    let refusals = [
+        client.begin_transaction().await.map(drop),
+        client.execute("SELECT 1".into(), None).await.map(drop),
+        client.execute_update(insert.clone(), None).await.map(drop),
+        client.prepare(insert.clone(), None).await.map(drop),
+    ];
+    for refusal in refusals {
+        assert_eq!(crate::flight_sql::refused(refusal).0, Code::Unavailable);
+    }
+    assert!(other.put(&table("t"), people(1, 1)).await.is_err_and(|error| unavailable(&error)));
+    assert!(other.table(&table("t")).await.is_err_and(|error| unavailable(&error)));
+    assert!(other.list("*").await.is_err_and(|error| unavailable(&error)));
+    assert!(other.query("SET VARIABLE v = 1").await.is_err_and(|error| unavailable(&error)));
+    client.end_transaction(transaction, arrow_flight::sql::EndTransaction::Commit).await.unwrap();
+    assert!(!stopping.is_finished(), "the other is still open");
+    run(&session, "COMMIT").await;
+    stopping.await.unwrap().unwrap();
+    let second = TestServer::with(config).await;
+    assert_eq!(count(&second.client_of(USER).await, "t").await, 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]

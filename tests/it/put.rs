@@ -325,3 +325,67 @@ async fn declared_type_that_is_no_type_is_refused() {
     assert!(refused.to_string().contains("\"x\""), "{refused}");
     assert_eq!(count(&client, "victim").await, 1);
 }
+
+/// Whoever comes first creates the table; the others wait for it, and create it themselves where it comes to nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_puts_at_once_into_a_table_that_is_not_there_all_land() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    for round in 0..4 {
+        let name = format!("fresh{round}");
+        // However the name is written.
+        let paths = [
+            vec![name.clone()],
+            vec!["main".into(), name.to_uppercase()],
+            vec!["memory".into(), "main".into(), name.clone()],
+        ];
+        let puts = (0..8).map(|number| {
+            let (client, path) = (client.clone(), paths[number % paths.len()].clone());
+            async move { client.put(&path, people(2, 1000)).await }
+        });
+        for put in futures::future::join_all(puts).await {
+            assert_eq!(put.expect("it lands").rows, 2000);
+        }
+        assert_eq!(count(&client, &name).await, 16_000);
+    }
+    // The first one fails after others have come: nothing of it is there, and they land.
+    let (more, told) = tokio::sync::oneshot::channel();
+    let first = held_back(vec![numbers(0..10)], vec![numbers(10..20)], told);
+    let failing = {
+        let client = client.clone();
+        tokio::spawn(async move { client.put(&table("failed"), first).await })
+    };
+    until("the first has created it", || async { server.metric("mallard_ingests_waiting").await == 1.0 }).await;
+    let others = (0..3).map(|_| {
+        let client = client.clone();
+        tokio::spawn(async move {
+            client.put(&table("failed"), one_column("id", Arc::new(Int64Array::from(vec![7])))).await
+        })
+    });
+    let others: Vec<_> = others.collect();
+    until("the others are there", || async { server.metric("mallard_queries_running").await == 4.0 }).await;
+    failing.abort();
+    drop(more);
+    for other in others {
+        assert_eq!(other.await.unwrap().expect("it lands").rows, 1);
+    }
+    assert_eq!(row(&client, "SELECT count(*), min(id), max(id) FROM failed").await, ["3", "7", "7"]);
+}
+
+/// A statement may create the table at the same time.
+#[tokio::test(flavor = "multi_thread")]
+async fn put_lands_beside_a_statement_that_creates_the_table() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let mut sql = server.sql().await;
+    let transaction = sql.begin_transaction().await.unwrap();
+    sql.execute_update("CREATE TABLE t (id BIGINT, name VARCHAR)".into(), Some(transaction.clone())).await.unwrap();
+    let put = {
+        let client = client.clone();
+        tokio::spawn(async move { client.put(&table("t"), people(1, 10)).await })
+    };
+    until("it waits", || async { server.metric("mallard_queries_running").await == 1.0 }).await;
+    sql.end_transaction(transaction, arrow_flight::sql::EndTransaction::Commit).await.unwrap();
+    assert_eq!(put.await.unwrap().expect("it lands").rows, 10);
+    assert_eq!(count(&client, "t").await, 10);
+}

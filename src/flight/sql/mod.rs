@@ -115,6 +115,8 @@ impl From<Command> for Asked {
 enum Note {
     /// The statement ran when its FlightInfo was asked for, and has no rows.
     Done,
+    /// A text of plain Flight's.
+    Text,
     Query {
         transaction: Option<Handle>,
     },
@@ -128,6 +130,16 @@ impl Note {
     fn text(&self) -> Result<Option<String>> {
         serde_json::to_string(self).map(Some).map_err(Error::internal)
     }
+}
+
+/// What the ticket of a plain text notes.
+pub(super) fn text_note() -> Result<Option<String>> {
+    Note::Text.text()
+}
+
+/// Whether a ticket with this note stands for what ran when its FlightInfo was asked for.
+pub(super) fn has_run(note: Option<&str>) -> bool {
+    note.is_some_and(|note| serde_json::from_str(note).is_ok_and(|note: Note| note == Note::Done))
 }
 
 impl Flight {
@@ -172,6 +184,7 @@ impl Flight {
     pub(super) async fn sql_noted(&self, identity: &Identity, sql: &str, note: &str) -> Result<RecordBatchStream> {
         match serde_json::from_str(note).map_err(Error::internal)? {
             Note::Done => Ok(nothing()),
+            Note::Text => self.text_rows(identity, sql).await,
             Note::Query { transaction } => {
                 let ask = Ask { sql: sql.to_string(), ..self.sessions.place(identity, transaction)? };
                 self.engine.answer(&identity.rights, &ask).await

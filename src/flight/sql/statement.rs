@@ -88,7 +88,12 @@ impl Flight {
     }
 
     /// Runs a text that changes the session or its transaction; nothing where it does not.
-    pub(super) async fn act(&self, identity: &Identity, sql: &str, transaction: Option<Handle>) -> Result<Option<i64>> {
+    pub(in crate::flight) async fn act(
+        &self,
+        identity: &Identity,
+        sql: &str,
+        transaction: Option<Handle>,
+    ) -> Result<Option<i64>> {
         let sessions = &self.sessions;
         match (Act::of(sql), transaction) {
             (Act::Plain, _) => return Ok(None),

@@ -184,3 +184,122 @@ async fn temporary_table_is_the_sessions_alone() {
     let elsewhere = CommandStatementIngest { schema: Some("s".into()), ..temporary(Missing::Create, Exists::Fail) };
     assert_eq!(ingest(&mut client, &elsewhere).await.unwrap_err().code(), Code::InvalidArgument);
 }
+
+/// Whatever a session has made temporary, rows that are not to be temporary are in the table that everybody sees.
+#[tokio::test(flavor = "multi_thread")]
+async fn ingest_that_is_not_temporary_passes_a_temporary_table_of_the_same_name_by() {
+    let server = TestServer::with(with_login(test_config())).await;
+    let (mut client, mut other) = (server.sql_of(USER).await, server.sql_of(USER).await);
+    update(&mut client, "CREATE SCHEMA s").await;
+    let modes = [
+        (Missing::Create, Exists::Fail),
+        (Missing::Fail, Exists::Append),
+        (Missing::Create, Exists::Append),
+        (Missing::Create, Exists::Replace),
+        (Missing::Fail, Exists::Replace),
+    ];
+    let names =
+        [(None, None), (None, Some("main")), (Some("memory"), Some("main")), (Some("memory"), None), (None, Some("s"))];
+    for shadow in ["CREATE OR REPLACE TEMP TABLE", "CREATE OR REPLACE TEMP VIEW"] {
+        for (missing, exists) in modes {
+            for (catalog, schema) in names {
+                for there in [false, true] {
+                    let place = if schema == Some("s") { "memory.s.t" } else { "memory.main.t" };
+                    update(&mut client, "DROP TABLE IF EXISTS memory.main.t").await;
+                    update(&mut client, "DROP TABLE IF EXISTS memory.s.t").await;
+                    if there {
+                        update(&mut client, &format!("CREATE TABLE {place} AS SELECT 1::BIGINT AS id, 'x' AS name"))
+                            .await;
+                    }
+                    update(&mut client, &format!("{shadow} \"T\" AS SELECT 7::BIGINT AS id, 'mine' AS name")).await;
+                    let what = format!("{shadow} {missing:?} {exists:?} {catalog:?} {schema:?} there={there}");
+                    let (catalog, schema) = (catalog.map(String::from), schema.map(String::from));
+                    let command = CommandStatementIngest { catalog, schema, ..into("t", missing, exists) };
+                    let outcome = ingest(&mut client, &command).await;
+                    let code = match (there, missing, exists) {
+                        (false, Missing::Fail, _) => Some(Code::NotFound),
+                        (true, _, Exists::Fail) => Some(Code::AlreadyExists),
+                        _ => None,
+                    };
+                    match code {
+                        Some(code) => assert_eq!(outcome.expect_err(&what).code(), code, "{what}"),
+                        None => {
+                            assert_eq!(outcome.unwrap_or_else(|error| panic!("{what}: {error}")), 5, "{what}");
+                            let count = if there && exists == Exists::Append { "6" } else { "5" };
+                            let seen = table(&mut other, &format!("SELECT count(*) FROM {place}")).await;
+                            assert_eq!(seen, [count], "{what}");
+                        }
+                    }
+                    assert_eq!(table(&mut client, "SELECT name FROM temp.main.t").await, ["mine"], "{what}");
+                    let kind = shadow.rsplit(' ').next().expect("a kind");
+                    update(&mut client, &format!("DROP {kind} temp.main.t")).await;
+                }
+            }
+        }
+    }
+    // In a transaction, too, and where the session is in another schema.
+    update(&mut client, "USE memory.s").await;
+    update(&mut client, "DROP TABLE IF EXISTS memory.s.t").await;
+    update(&mut client, "CREATE TEMP TABLE t AS SELECT 7::BIGINT AS id, 'mine' AS name").await;
+    update(&mut client, "BEGIN").await;
+    ingest(&mut client, &into("t", Missing::Create, Exists::Append)).await.unwrap();
+    update(&mut client, "COMMIT").await;
+    assert_eq!(table(&mut other, "SELECT count(*) FROM memory.s.t").await, ["5"]);
+    // What would be gone with its connection is refused.
+    for (catalog, schema) in [(Some("temp"), Some("main")), (Some("TEMP"), None), (None, Some("temp"))] {
+        let (catalog, schema) = (catalog.map(String::from), schema.map(String::from));
+        let command = CommandStatementIngest { catalog, schema, ..into("u", Missing::Create, Exists::Append) };
+        assert_eq!(ingest(&mut client, &command).await.unwrap_err().code(), Code::InvalidArgument);
+        assert_eq!(ingest(&mut server.sql().await, &command).await.unwrap_err().code(), Code::Unauthenticated);
+    }
+}
+
+/// A DoPut, a descriptor and a transfer name tables that everybody sees, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn put_and_descriptors_pass_a_temporary_table_by() {
+    let server = TestServer::with(with_login(test_config())).await;
+    let mut client = server.sql_of(USER).await;
+    update(&mut client, "CREATE TEMP TABLE t AS SELECT 'mine' AS only").await;
+    let login =
+        mallard::client::Client::connect(server.server.location(), Some(&crate::support::login())).await.unwrap();
+    for (descriptor, rows) in [(vec!["t"], 5), (vec!["main", "t"], 10), (vec!["memory", "main", "t"], 15)] {
+        let path: Vec<String> = descriptor.iter().map(|part| part.to_string()).collect();
+        assert_eq!(login.put(&path, crate::support::people(1, 5)).await.unwrap().rows, 5);
+        assert_eq!(crate::support::count(&login, "memory.main.t").await, rows);
+    }
+    for path in [vec!["temp", "main", "u"], vec!["temp", "u"]] {
+        let path: Vec<String> = path.iter().map(|part| part.to_string()).collect();
+        let refusal = login.put(&path, crate::support::people(1, 5)).await.unwrap_err();
+        assert_eq!(refusal.code(), Code::InvalidArgument, "{refusal}");
+    }
+    let path = arrow_flight::FlightDescriptor::new_path(vec!["t".into()]);
+    let info = login.info(path).await.unwrap();
+    assert_eq!(info.total_records, 15);
+    let stream = login.get(info.endpoint[0].ticket.clone().unwrap()).await.unwrap();
+    assert_eq!(stream.schema().fields().len(), 2);
+    assert_eq!(crate::support::rows(&crate::support::collect(stream).await.unwrap()), 15);
+    assert_eq!(table(&mut client, "SELECT * FROM temp.main.t").await, ["mine"]);
+}
+
+/// Eight at once into a table that is not there, in every mode: each lands, or is refused because it is there by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_ingests_at_once_into_a_table_that_is_not_there_all_land() {
+    let server = TestServer::start().await;
+    let mut client = server.sql().await;
+    for round in 0..3 {
+        for (exists, expected) in [(Exists::Append, "40"), (Exists::Replace, "5"), (Exists::Fail, "5")] {
+            let name = format!("t{round}_{exists:?}");
+            let at_once = (0..8).map(|_| async {
+                let mut client = server.sql().await;
+                ingest(&mut client, &into(&name, Missing::Create, exists)).await
+            });
+            let outcomes = futures::future::join_all(at_once).await;
+            let refused: Vec<Code> = outcomes.into_iter().filter_map(|outcome| Some(outcome.err()?.code())).collect();
+            match exists {
+                Exists::Fail => assert_eq!(refused, [Code::AlreadyExists; 7]),
+                _ => assert_eq!(refused, [], "{exists:?}"),
+            }
+            assert_eq!(table(&mut client, &format!("SELECT count(*) FROM {name}")).await, [expected], "{exists:?}");
+        }
+    }
+}
