@@ -292,7 +292,8 @@ mod tests {
     fn limits_of_cgroups_are_seen_whatever_their_version_and_their_depth() {
         let v1_own = "9:memory:/pods/p/c\n4:cpuacct,cpu:/pods/p/c\n1:name=systemd:/x\n";
         let none = "9223372036854771712\n";
-        let cases: &[(&str, &str, &str, &[(&str, &str)], (Option<u64>, Option<f64>))] = &[
+        type Case<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, &'a str)], (Option<u64>, Option<f64>));
+        let cases: &[Case<'_>] = &[
             ("no cgroups", "", "", &[], (None, None)),
             (
                 "v2, the root of a container",

@@ -131,6 +131,8 @@ impl Hold {
         if let Some(ending) = &found.restoring {
             restore::finish(&hold.database, ending)?;
             hold.last.restoring = None;
+        } else {
+            restore::forget(&hold.database);
         }
         // Only for people; a full volume is no reason not to start.
         let _ = Note { pid: Some(std::process::id()), ..hold.last.clone() }.write(&mut hold.lock);
@@ -326,6 +328,21 @@ impl Hold {
 }
 
 impl Hold {
+    /// Whether DuckDB has the log open, but it has no name any more.
+    pub(super) fn lost_log(&self) -> bool {
+        let log = beside(&self.database, LOGS[0]);
+        if !self.is_opened || log.exists() {
+            return false;
+        }
+        let directory = log.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let (Ok(directory), Some(name)) = (directory.canonicalize(), log.file_name()) else { return false };
+        let mut removed = directory.join(name).into_os_string();
+        // As proc(5) shows a file that was removed.
+        removed.push(" (deleted)");
+        let mut open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        open.any(|descriptor| std::fs::read_link(descriptor.path()).is_ok_and(|file| file.as_os_str() == removed))
+    }
+
     /// Gives the file's mode back. The locks stay.
     pub(super) fn unseal(&mut self) {
         if let (Some(mode), Some(file)) = (self.sealed.take(), &self.file)

@@ -243,6 +243,7 @@ impl Work<'_> {
         if !self.target.temporary {
             guard::may_write(&self.rights, &self.target.table, self.shared.database_name(connection)?)?;
         }
+        self.shared.may_store()?;
         if !joins {
             self.shared.execute(connection, "BEGIN TRANSACTION")?;
         }
@@ -252,7 +253,8 @@ impl Work<'_> {
         let staged = opened.and_then(|opened| self.stage(connection, cancel, &table, &opened)).and_then(|staged| {
             report.send(staged).map_err(|_| Error::Cancelled)?;
             // The sender is dropped without a word when the caller gives up.
-            cancel.wait(decided)?.map_err(|_| Error::Cancelled)
+            cancel.wait(decided)?.map_err(|_| Error::Cancelled)?;
+            self.shared.may_store()
         });
         match staged {
             Ok(()) if joins => Ok(()),

@@ -368,7 +368,8 @@ impl Engine {
                 return shared.execute(kept.connection(shared)?, "ROLLBACK").map(drop);
             }
             // DuckDB commits nothing of an aborted one, and says that all is well.
-            let aborted = kept.aborted.take().or_else(|| kept.is_sound(shared).err());
+            let aborted =
+                kept.aborted.take().or_else(|| kept.is_sound(shared).err()).or_else(|| shared.may_store().err());
             let connection = kept.connection(shared)?;
             let committed = shared.execute(connection, if aborted.is_some() { "ROLLBACK" } else { "COMMIT" });
             if let Some(aborted) = aborted {

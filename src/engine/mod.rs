@@ -165,6 +165,16 @@ impl Shared {
         self.execute(&connection, "SELECT count(*) FROM duckdb_tables()").map(drop)
     }
 
+    /// Refuses to store rows in a file that will be gone with the process.
+    fn may_store(&self) -> Result<()> {
+        match lock(&self.hold).as_ref().and_then(Hold::lost) {
+            None => Ok(()),
+            Some(how) => Err(Error::Io(format!(
+                "{how} while the server has it open; nothing is stored until it is put back, but reads and backups go on"
+            ))),
+        }
+    }
+
     fn connect(&self) -> Result<Connection> {
         self.on_instance(Instance::connect)
     }
@@ -254,6 +264,21 @@ impl Engine {
             let _ = answer.send(outcome);
         })?;
         answered.await.map_err(|_| Error::internal("an engine thread ended without an answer"))?
+    }
+
+    /// What has happened to the database file, if its path does not lead to it any more. Blocks.
+    pub fn lost_file(&self) -> Option<&'static str> {
+        lock(&self.shared.hold).as_ref().and_then(Hold::lost)
+    }
+
+    /// Whether the write-ahead log was removed while it is open. Blocks.
+    pub fn lost_log(&self) -> bool {
+        lock(&self.shared.hold).as_ref().is_some_and(Hold::lost_log)
+    }
+
+    /// Writes what the log has into the database file.
+    pub async fn checkpoint(&self) -> Result<()> {
+        self.aside(|shared, connection| shared.execute(connection, "CHECKPOINT").map(drop)).await
     }
 
     /// Whether the database answers.

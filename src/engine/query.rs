@@ -339,6 +339,9 @@ fn run(
     let several = setup.values.as_ref().is_some_and(|values| values.rows() > 1);
     let changes = !reads && statement::changes(connection, &statement)?;
     let returns = changes && statement::answers_rows(connection, &statement)?;
+    if changes || statement::defines(&statement)? {
+        shared.may_store()?;
+    }
     let begin = match (place.in_transaction(), reads) {
         (false, true) => Some("BEGIN TRANSACTION READ ONLY"),
         (false, false) if several || returns => Some("BEGIN TRANSACTION"),

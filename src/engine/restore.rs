@@ -148,6 +148,12 @@ pub(super) fn finish(database: &Path, aside: &str) -> Result<()> {
     Ok(())
 }
 
+/// Removes what a restore has left that was killed while it copied. The lock is held, so none is under way.
+pub(super) fn forget(database: &Path) {
+    // What cannot be removed is overwritten by the next restore.
+    let _ = std::fs::remove_file(beside(database, PARTIAL));
+}
+
 /// A second name for the file, or a copy where a volume has no hard links.
 fn name_twice(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::hard_link(from, to).or_else(|_| std::fs::copy(from, to).and_then(|_| File::open(to)?.sync_all()))

@@ -100,6 +100,12 @@ pub(super) fn changes(connection: &Connection, statement: &Statement<'_>) -> Res
     }
 }
 
+/// Whether it changes what there is besides rows.
+pub(super) fn defines(statement: &Statement<'_>) -> Result<bool> {
+    use StatementType as Kind;
+    Ok(matches!(kind(statement)?, Kind::Create | Kind::CreateFunc | Kind::Drop | Kind::Alter))
+}
+
 fn holds_change(connection: &Connection, statement: &Statement<'_>) -> Result<bool> {
     let sql = statement.get_text().map_err(|error| Error::Sql(error.message))?;
     let tokens = SqlTokenIterator::new(connection, sql).map_err(|error| Error::Sql(error.message))?;

@@ -162,6 +162,7 @@ impl Shared {
             None => Some("not open"),
             Some(_) if self.gate.state() == State::Reopening => Some("being reopened after a fatal error"),
             Some(_) if self.is_invalidated() => Some("unusable until a restart"),
+            Some(_) if self.metrics.file_lost.get() != 0 => Some("its file was removed, renamed or replaced"),
             Some(_) if state.is_some() => Some("not asked"),
             Some(engine) => match tokio::time::timeout(PROBE_TIMEOUT, engine.probe()).await {
                 Ok(Ok(())) => None,

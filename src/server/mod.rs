@@ -6,6 +6,7 @@ mod admission;
 mod connection;
 mod gate;
 mod link;
+mod presence;
 mod rpc;
 mod services;
 mod status;
@@ -38,6 +39,7 @@ use accept::{Acceptor, Listener};
 use admin::Admin;
 use connection::Activity;
 use gate::{Gate, State};
+use presence::Presence;
 use rpc::RpcLayer;
 use services::Services;
 use tls::Tls;
@@ -143,6 +145,10 @@ impl Server {
         let (told, unusable) = watch::channel(false);
         let recovery = Recovery { gate: gate.clone(), health: health.clone(), metrics: metrics.clone() };
         tokio::spawn(recovery.watch(Arc::downgrade(&engine), told));
+        if config.database.file().is_some() {
+            let presence = Presence { gate: gate.clone(), health: health.clone(), metrics: metrics.clone() };
+            tokio::spawn(presence.watch(Arc::downgrade(&engine)));
+        }
         metrics.ready.set(1);
         tracing::info!(
             %location, database = %config.database.path, auth = config.auth.enabled,
@@ -287,7 +293,7 @@ impl Recovery {
             tracing::warn!("reopening the database after a fatal error in DuckDB");
             let began = Instant::now();
             let reopened = tokio::task::spawn_blocking(move || engine.reopen(REOPEN_PATIENCE)).await;
-            let reopened = reopened.map_err(Error::internal).flatten();
+            let reopened = reopened.map_err(Error::internal).and_then(|reopened| reopened);
             self.gate.change(State::Reopening, State::Serving);
             match reopened {
                 Ok(()) => self.metrics.reopened.inc(),
@@ -298,7 +304,7 @@ impl Recovery {
                 }
             }
             self.metrics.invalidated.set(0);
-            if self.gate.state() == State::Serving {
+            if self.gate.state() == State::Serving && self.metrics.file_lost.get() == 0 {
                 self.metrics.ready.set(1);
                 report(&self.health, ServingStatus::Serving).await;
             }

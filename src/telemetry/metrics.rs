@@ -117,6 +117,7 @@ pub struct Inner {
     pub ready: IntGauge,
     pub draining: IntGauge,
     pub invalidated: IntGauge,
+    pub file_lost: IntGauge,
     pub reopened: IntCounter,
 }
 
@@ -215,7 +216,7 @@ impl Metrics {
             cancellations: counters(
                 r,
                 "mallard_query_cancellations_total",
-                "Statements ended before their time: the client left or asked for it, the deadline came, the server drained.",
+                "Statements ended before their time: the client left or asked for it, the deadline came, the server drained, the database was reopened.",
                 &["reason"],
             ),
             rows: counters(r, "mallard_rows_total", "Rows moved over Flight.", &["direction"]),
@@ -345,6 +346,11 @@ impl Metrics {
                 r,
                 "mallard_database_invalidated",
                 "1 while the database is unusable because DuckDB has met a fatal error in it.",
+            ),
+            file_lost: gauge(
+                r,
+                "mallard_database_file_lost",
+                "1 while the path of the database does not lead to the file that is open: removed, renamed or replaced.",
             ),
             reopened: counter(
                 r,

@@ -113,7 +113,7 @@ async fn connections_leave_the_descriptors_that_the_server_needs_itself() {
                 let connected = TcpStream::connect(server.address());
                 let Ok(Ok(mut socket)) = tokio::time::timeout(Duration::from_secs(1), connected).await else { break };
                 // One that was sent away meanwhile takes no more.
-                let _ = socket.write_all(&PREFACE).await;
+                let _ = socket.write_all(PREFACE).await;
                 sockets.push(socket);
             }
         }

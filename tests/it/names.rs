@@ -257,6 +257,100 @@ async fn commands_work_on_the_file_and_not_on_the_link() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn file_that_is_lost_under_a_server_is_told_and_nothing_is_acknowledged_into_it() {
+    let names = Names::new();
+    let (away, link) = (names.at("one/away.duckdb"), names.at("two/link.duckdb"));
+    symlink(&names.db, &link).unwrap();
+    let backups = names.at("backups");
+    std::fs::create_dir(&backups).unwrap();
+    let server = server(&link, json!({ "backups": backups }));
+    let client = server.client(None).await;
+    run(&client, "CREATE TABLE t AS SELECT 1 AS i").await;
+    let ready = async || crate::admin::fetch(server.admin, "/readyz?verbose").await;
+    let lose: [(&str, &dyn Fn(), &dyn Fn()); 3] = [
+        ("removed or renamed", &|| std::fs::rename(&names.db, &away).unwrap(), &|| {
+            std::fs::rename(&away, &names.db).unwrap()
+        }),
+        (
+            "replaced",
+            &|| {
+                std::fs::hard_link(&names.db, &away).unwrap();
+                std::fs::write(names.at("other"), "another").unwrap();
+                std::fs::rename(names.at("other"), &names.db).unwrap();
+            },
+            &|| std::fs::rename(&away, &names.db).unwrap(),
+        ),
+        (
+            "replaced",
+            &|| {
+                std::fs::write(names.at("other"), "another").unwrap();
+                std::fs::remove_file(&link).unwrap();
+                symlink(names.at("other"), &link).unwrap();
+            },
+            &|| {
+                std::fs::remove_file(&link).unwrap();
+                symlink(&names.db, &link).unwrap();
+            },
+        ),
+    ];
+    for (how, lose, put_back) in lose {
+        assert_eq!(ready().await.0, 200);
+        let mut session = server.client(None).await;
+        session.open_session().await.unwrap();
+        session.statement("BEGIN").await.unwrap();
+        session.statement("INSERT INTO t VALUES (-1)").await.unwrap();
+        lose();
+        // At once, and not when it is looked at next.
+        let refusals = [
+            client.query("INSERT INTO t VALUES (-2)").await.err(),
+            client.query("INSERT INTO t VALUES (-3) RETURNING i").await.err(),
+            client.query("CREATE TABLE other (i INTEGER)").await.err(),
+            client.put(&["p".to_string()], crate::support::people(1, 10)).await.err(),
+            session.statement("COMMIT").await.err(),
+        ];
+        for refused in refusals {
+            let refused = refused.expect(how);
+            assert!(
+                refused.code() == tonic::Code::FailedPrecondition && refused.to_string().contains(how),
+                "{refused}"
+            );
+            assert!(!refused.to_string().contains("one/"), "no path of the server's: {refused}");
+        }
+        crate::support::until("it is not ready", async || ready().await.0 == 503).await;
+        assert!(ready().await.1.contains("removed, renamed or replaced"), "{:?}", ready().await);
+        assert!(!client.healthy().await.unwrap());
+        assert_eq!(server.metric("mallard_database_file_lost").await, 1.0);
+        server.logs(how).await;
+        assert_eq!(count(&client, "t").await, 1, "reads go on");
+        crate::exchange::act(&client, "backup", serde_json::Value::Null).await.expect("a backup saves what is there");
+        put_back();
+        crate::support::until("it is ready again", async || ready().await.0 == 200).await;
+        assert!(client.healthy().await.unwrap());
+    }
+    run(&client, "INSERT INTO t VALUES (2)").await;
+    server.kill();
+    let again = crate::faults::server(&link, json!({}));
+    assert_eq!(count(&again.client(None).await, "t").await, 2);
+    again.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_that_is_removed_under_a_server_is_replaced_by_a_checkpoint() {
+    let names = Names::new();
+    let first = server(&names.db, json!({}));
+    let client = first.client(None).await;
+    run(&client, "CREATE TABLE t AS SELECT 1 AS i").await;
+    run(&client, "INSERT INTO t VALUES (2)").await;
+    std::fs::remove_file(names.at("one/db.duckdb.wal")).unwrap();
+    first.logs("a checkpoint holds").await;
+    run(&client, "INSERT INTO t VALUES (3)").await;
+    first.kill();
+    let again = server(&names.db, json!({}));
+    assert_eq!(count(&again.client(None).await, "t").await, 3, "a crash loses nothing");
+    again.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn start_does_not_make_an_empty_database_where_one_was_lost() {
     // How the last server ended, what was removed, and whether the next start may begin anew.
     let cases: [(&str, bool, &[&str], bool); 5] = [
