@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use arrow_flight::FlightDescriptor;
 use mallard::{
     access::Role,
     client::Client,
@@ -222,6 +223,141 @@ async fn sql_bombs_are_refused_or_ended_and_the_next_query_works() {
     // Long, and not deep.
     let sum = format!("SELECT (1{})::BIGINT", "+1".repeat(900));
     assert_eq!(row(&client, &sum).await, ["901"]);
+}
+
+/// Texts that are small and double with each step.
+fn doubling(steps: usize) -> Vec<(&'static str, String)> {
+    let nest = |first: &str, step: fn(&str) -> String| (0..steps).fold(first.to_string(), |text, _| step(&text));
+    let ctes = |step: fn(usize) -> String| {
+        let steps: Vec<String> = (1..=steps).map(|at| format!("c{at} AS ({})", step(at - 1))).collect();
+        format!("WITH c0 AS (SELECT 1 AS a), {} FROM c{}", steps.join(", "), steps.len())
+    };
+    let stars = nest("SELECT 1 AS a", |inner| format!("SELECT *, * FROM ({inner})"));
+    vec![
+        ("stars", stars.clone()),
+        ("stars of a table", nest("FROM t", |inner| format!("SELECT *, * FROM ({inner})"))),
+        ("named stars", nest("SELECT 1 AS a", |inner| format!("SELECT x.*, x.* FROM ({inner}) x"))),
+        ("columns()", nest("SELECT 1 AS a", |inner| format!("SELECT COLUMNS(*), COLUMNS('.*') FROM ({inner})"))),
+        (
+            "columns() in calls",
+            nest("SELECT 1 AS a", |inner| {
+                format!("SELECT abs(COLUMNS(*)), COLUMNS(lambda c: true) + 1 FROM ({inner})")
+            }),
+        ),
+        ("from first", nest("SELECT 1 AS a", |inner| format!("FROM ({inner}) SELECT *, *"))),
+        ("CTEs with stars", ctes(|at| format!("SELECT *, * FROM c{at}"))),
+        ("CTEs joined with themselves", ctes(|at| format!("FROM c{at} x, c{at} y"))),
+        ("CTEs in CTEs", nest("SELECT 1 AS a", |inner| format!("WITH c AS ({inner}) SELECT *, * FROM c"))),
+        ("where", format!("SELECT 1 WHERE EXISTS ({stars})")),
+        ("a scalar subquery", format!("SELECT (SELECT count(*) FROM ({stars}))")),
+        ("lateral", format!("SELECT 1 FROM range(1) r, LATERAL ({stars}) l")),
+        ("describe", format!("DESCRIBE {stars}")),
+        ("summarize", format!("SUMMARIZE {stars}")),
+        ("explain", format!("EXPLAIN {stars}")),
+        ("create table", format!("CREATE TABLE n AS {stars}")),
+        ("create table without data", format!("CREATE TABLE n AS {stars} WITH NO DATA")),
+        ("create view", format!("CREATE VIEW n AS {stars}")),
+        ("create macro", format!("CREATE MACRO n() AS TABLE {stars}")),
+        ("insert", format!("INSERT INTO t SELECT count(*) FROM ({stars})")),
+        ("update", format!("UPDATE t SET i = (SELECT count(*) FROM ({stars}))")),
+        ("delete", format!("DELETE FROM t WHERE i = (SELECT count(*) FROM ({stars}))")),
+        (
+            "merge",
+            format!("MERGE INTO t USING (SELECT count(*) AS n FROM ({stars})) s ON t.i = s.n WHEN MATCHED THEN DELETE"),
+        ),
+        ("pivot", format!("PIVOT ({stars}) ON a IN (1) USING count(*)")),
+        ("set", format!("SET VARIABLE v = (SELECT count(*) FROM ({stars}))")),
+        ("table macros", format!("FROM m{steps}()")),
+        ("scalar macros", format!("SELECT s{steps}(1)")),
+        ("arguments of a macro", format!("SELECT {}1{}", "s0(".repeat(steps), ")".repeat(steps))),
+    ]
+}
+
+/// Binding cannot be interrupted, so what would take long is refused before.
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_that_expand_beyond_the_limit_are_refused_before_they_are_bound() {
+    const STEPS: usize = 24;
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE t (i INTEGER)").await;
+    run(&client, "CREATE MACRO m0() AS TABLE SELECT 1 AS a").await;
+    run(&client, "CREATE MACRO s0(x) AS x + x").await;
+    // The definition of a macro that would stand for too much is refused, too.
+    let mut defined = 0;
+    for at in 1..=STEPS {
+        let before = at - 1;
+        let of_rows = client.query(&format!("CREATE MACRO m{at}() AS TABLE SELECT *, * FROM m{before}()")).await;
+        let of_values = client.query(&format!("CREATE MACRO s{at}(x) AS s{before}(x) + s{before}(x)")).await;
+        if of_rows.is_err() || of_values.is_err() {
+            break;
+        }
+        defined = at;
+    }
+    assert!((8..STEPS).contains(&defined), "{defined}");
+    // What they call may become larger afterwards.
+    let wide: Vec<String> = (0..1000).map(|at| format!("{at} AS c{at}")).collect();
+    run(&client, &format!("CREATE OR REPLACE MACRO m0() AS TABLE SELECT {}", wide.join(", "))).await;
+    run(&client, &format!("CREATE OR REPLACE MACRO s0(x) AS {}", vec!["x"; 20].join(" + "))).await;
+    for called in
+        [format!("FROM m{defined}()"), format!("SELECT s{defined}(1)"), format!("SELECT s{defined}(i) FROM t")]
+    {
+        let refused = client.query(&called).await.err().unwrap_or_else(|| panic!("{called} is let through"));
+        assert!(refused.to_string().contains("limits.sql_expansion"), "{called}: {refused}");
+    }
+    for (what, sql) in doubling(STEPS) {
+        for outcome in
+            [client.query(&sql).await.map(drop), client.info(FlightDescriptor::new_cmd(sql.clone())).await.map(drop)]
+        {
+            let refused = outcome.err().unwrap_or_else(|| panic!("{what} is let through"));
+            let missing = ["scalar macros", "table macros"].contains(&what) && refused.code() == Code::NotFound;
+            assert!(missing || refused.code() == Code::ResourceExhausted, "{what}: {refused}");
+            assert!(missing || refused.to_string().contains("limits.sql_expansion"), "{what}: {refused}");
+        }
+    }
+    let relations = |count: usize| (0..count).map(|at| format!("range(1) t{at}")).collect::<Vec<_>>().join(", ");
+    for joins in [
+        format!("SELECT 1 FROM {}", relations(300)),
+        format!("SELECT 1 FROM range(1) a {}", "CROSS JOIN range(1)".repeat(300)),
+        format!("SELECT 1 FROM (SELECT 1 FROM {})", relations(300)),
+        format!("UPDATE t SET i = 1 FROM {}", relations(300)),
+        format!("DELETE FROM t USING {}", relations(300)),
+    ] {
+        let refused = client.query(&joins).await.err().expect("300 joins");
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+        assert!(refused.to_string().contains("limits.sql_joins"), "{refused}");
+    }
+}
+
+/// What looks alike and is small goes on as before.
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_that_stay_small_are_not_taken_for_those_that_expand() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let columns: Vec<String> = (0..3000).map(|at| format!("{at} AS c{at}")).collect();
+    run(&client, &format!("CREATE TABLE wide AS SELECT {}", columns.join(", "))).await;
+    run(&client, "CREATE TABLE t AS SELECT 1 AS i").await;
+    run(&client, "CREATE MACRO twice(x) AS x * 2").await;
+    for small in doubling(6) {
+        // Tables, macros and settings of these names are not there.
+        if !["create", "macro", "update", "set", "pivot", "arguments"].iter().any(|word| small.0.contains(word)) {
+            let outcome = client.query(&small.1).await.map(drop);
+            assert!(outcome.is_ok(), "{}: {:?}", small.0, outcome.err().map(|error| error.to_string()));
+        }
+    }
+    let united: Vec<&str> = std::iter::repeat_n("SELECT x.*, y.* FROM t x, t y", 100).collect();
+    let times: Vec<String> = (0..500).map(|at| format!("{at} * twice({at}) * 2")).collect();
+    let listed: Vec<String> = (0..2000).map(|at| format!("({at}, {at} * 2, twice({at}))")).collect();
+    for sql in [
+        "SELECT * FROM (SELECT * FROM (SELECT *, 1 FROM (SELECT * FROM wide)))".to_string(),
+        format!("SELECT count(*) FROM ({})", united.join(" UNION ALL ")),
+        format!("SELECT {}", times.join(" + ")),
+        format!("SELECT count(*) FROM (VALUES {})", listed.join(", ")),
+        format!("SELECT 1 WHERE 1 IN ({})", (0..5000).map(|at| at.to_string()).collect::<Vec<_>>().join(", ")),
+        format!("SELECT {}", (0..2000).map(|at| format!("{at} AS c{at}")).collect::<Vec<_>>().join(", ")),
+    ] {
+        let outcome = client.query(&sql).await.map(drop);
+        assert!(outcome.is_ok(), "{:.80}: {:?}", sql, outcome.err().map(|error| error.to_string()));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

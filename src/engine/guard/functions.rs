@@ -16,6 +16,8 @@ use crate::{
 #[derive(Debug)]
 pub struct BuiltIns {
     functions: HashSet<String>,
+    /// Functions and macros of every kind.
+    all: HashSet<String>,
     pub(in crate::engine) views: HashSet<String>,
     /// Scalar functions, and macros that come down to them.
     of_one_row: HashSet<String>,
@@ -156,6 +158,11 @@ impl BuiltIns {
         of_one_row.insert("unnest".into());
         of_one_row.retain(|name| !aggregates.contains(name));
         Ok(Self {
+            // A reserved word is no function's name.
+            all: names(
+                "SELECT function_name FROM duckdb_functions() WHERE internal UNION \
+                 SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category IN ('reserved', 'column_name')",
+            )?,
             of_one_row,
             many_rows,
             functions: names(
@@ -167,6 +174,11 @@ impl BuiltIns {
 }
 
 impl BuiltIns {
+    /// Whether there is a function of that name before anybody makes one.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.all.contains(name)
+    }
+
     /// Whether a function's value comes from one row alone.
     pub(in crate::engine) fn is_of_one_row(&self, name: &str) -> bool {
         self.of_one_row.contains(name)

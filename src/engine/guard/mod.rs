@@ -8,6 +8,7 @@
 //! It reads texts and not plans: a view or macro does what its creator was allowed to when it was created.
 
 pub mod attacks;
+mod expansion;
 mod functions;
 mod tables;
 mod tokens;
@@ -55,6 +56,7 @@ pub(super) fn admit_with(
         kind => (&tokens[..], kind),
     };
     check_kind(shared, kind, tokens, rights)?;
+    expansion::check(shared, connection, sql, tokens, kind)?;
     if is_narrow(rights) {
         tables::check(shared, connection, sql, tokens, kind, rights, given)?;
     }

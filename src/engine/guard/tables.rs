@@ -165,7 +165,10 @@ impl Text<'_> {
             Parameters::positional(&[&sql]),
         )?;
         let text = rows.into_iter().flatten().next().unwrap_or_default();
-        let tree: Value = serde_json::from_str(&text).map_err(Error::internal)?;
+        let tree: Value = serde_json::from_str(&text).map_err(|_| {
+            let what = "the SQL text nests too deep for its tables to be told".to_string();
+            Error::Limit { what, key: "limits.sql_depth" }
+        })?;
         let statements = tree["statements"].as_array().filter(|statements| statements.len() == 1);
         Ok(statements.map(|_| tree.clone()))
     }
