@@ -10,7 +10,8 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The schema of Mallard's own tables in the database it serves. Nobody's rights reach into it.
+/// The schema in which earlier versions kept the server's own state. Nobody's rights reach into it; what is found there at
+/// the first start moves to the file beside the database.
 pub const OWN_SCHEMA: &str = "_mallard";
 
 /// Whether a name is that schema's, as DuckDB compares names.

@@ -2,7 +2,8 @@
 //!
 //! DuckDB copies the database in one transaction (`COPY FROM DATABASE`): schemas, tables with their constraints, views,
 //! macros, types, sequences and indexes. The copy is then opened again, every table's rows are counted and hashed, and
-//! must be what the same transaction saw in the source.
+//! must be what the same transaction saw in the source. What the server itself keeps beside the database (`kept`) is copied
+//! beside the copy.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions, Permissions},
@@ -158,8 +159,9 @@ impl Work<'_> {
         let sums = directory.join("sums.json");
         let mut writing = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&sums).map_err(trouble)?;
         writing.write_all(&text).and_then(|()| writing.sync_all()).map_err(trouble)?;
-        // The file last: where it is, its sums are.
+        // The file last: where it is, its sums and the server's own state are.
         let target = self.directory.join(&manifest.file);
+        self.shared.copy_state(&target)?;
         std::fs::rename(&sums, beside(&target, ".json")).map_err(trouble)?;
         std::fs::rename(partial, &target).map_err(trouble)?;
         // Empty now; one that stays is removed by the next backup.

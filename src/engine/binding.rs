@@ -12,7 +12,9 @@ use duckdb::{
 };
 
 use super::{
-    Engine, Shared, guard,
+    Engine, Shared,
+    catalog::types_of,
+    guard,
     pool::Cancel,
     source::{Sharing, Source},
 };
@@ -151,6 +153,91 @@ impl Values {
         let list = |places: &[usize]| places.iter().map(|place| format!("p{place}")).collect::<Vec<_>>().join(", ");
         let all: Vec<usize> = (0..columns).collect();
         Ok(Some(format!("{head} SELECT {} FROM {} AS bound({})", list(&places), source.call(), list(&all))))
+    }
+}
+
+impl Values {
+    /// The statement's text with the values of the first row in place of its parameters, so that DuckDB tells the types of
+    /// the answer without a run. Nothing where a parameter has no such form.
+    ///
+    /// `connection` is one that no statement runs on.
+    pub(super) fn typed(
+        &self,
+        shared: &Shared,
+        connection: &Connection,
+        statement: &Statement<'_>,
+    ) -> Result<Option<Typed>> {
+        let Some(source) = self.sources.first() else { return Ok(None) };
+        let types = types_of(shared, &shared.bind(connection, &format!("SELECT * FROM {}", source.call()))?)?;
+        let columns: Vec<String> = (0..types.len()).map(|place| format!("p{place}")).collect();
+        let texts = columns.iter().map(|name| {
+            format!(
+                "CASE WHEN {name} IS NULL THEN 'NULL' ELSE '''' || replace({name}::VARCHAR, '''', '''''') || '''' END"
+            )
+        });
+        let texts = texts.collect::<Vec<_>>().join(", ");
+        let sql = format!("SELECT {texts} FROM {} AS bound({})", source.call(), columns.join(", "));
+        let Some(texts) = shared.rows(connection, &sql, Parameters::None)?.into_iter().next() else { return Ok(None) };
+        if texts.iter().map(String::len).sum::<usize>() > MAX_TYPED {
+            return Ok(None);
+        }
+        let values = texts.into_iter().zip(&types).map(|(text, duckdb_type)| match duckdb_type.as_str() {
+            // Like a parameter, a literal may still become anything.
+            "VARCHAR" => text,
+            _ => format!("CAST({text} AS {duckdb_type})"),
+        });
+        let values: Vec<String> = values.collect();
+        let names: Vec<String> = match self.order(shared, statement)? {
+            Order::Positional => (1..=types.len()).map(|place| place.to_string()).collect(),
+            Order::Named(names) => names,
+        };
+        let sql = statement.get_text().map_err(|error| shared.cause(&error))?;
+        let tokens = guard::read(shared, connection, sql)?;
+        let (mut typed, mut copied, mut questions) = (String::new(), 0, 0);
+        for (at, token) in tokens.iter().enumerate() {
+            let signs = if token.is_operator() { token.text } else { "" };
+            for (offset, _) in signs.match_indices(['?', '$']) {
+                let start = token.start + offset;
+                let next = tokens.get(at + 1).filter(|next| offset + 1 == signs.len() && next.start == token.end());
+                let numbered = next.filter(|next| signs.ends_with('$') || next.text.parse::<usize>().is_ok());
+                questions += 1;
+                let (name, end) = match numbered {
+                    Some(next) => (next.text.trim_matches('"').to_string(), next.end()),
+                    None => (questions.to_string(), start + 1),
+                };
+                let place = names.iter().position(|known| known.eq_ignore_ascii_case(&name));
+                let Some(value) = place.and_then(|place| values.get(place)) else { return Ok(None) };
+                typed.push_str(&sql[copied..start]);
+                typed.push_str(value);
+                copied = end;
+            }
+        }
+        typed.push_str(&sql[copied..]);
+        // As the statement writes them, which the columns need not.
+        let wanted = statement.parameter_names().map_err(|error| shared.cause(&error))?;
+        let shown = names.into_iter().map(|name| {
+            let written = wanted.iter().find(|wanted| wanted.eq_ignore_ascii_case(&name));
+            format!("${}", written.map_or(name.as_str(), |written| *written))
+        });
+        let values = values.into_iter().zip(shown);
+        Ok(Some(Typed { sql: typed, values: values.collect() }))
+    }
+}
+
+/// Bytes of values that are written into a statement for the types of its answer.
+const MAX_TYPED: usize = 64 * 1024;
+
+/// A statement with values in place of its parameters.
+pub(super) struct Typed {
+    pub(super) sql: String,
+    /// The values, and the parameters that they stand for.
+    values: Vec<(String, String)>,
+}
+
+impl Typed {
+    /// The name of a column as it is with parameters.
+    pub(super) fn name(&self, name: String) -> String {
+        self.values.iter().fold(name, |name, (value, parameter)| name.replace(value, parameter))
     }
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use arrow_schema::{Schema, SchemaRef};
 use duckdb::{
     Parameters,
-    connection::Connection,
+    connection::{Connection, IntoStatement},
     error::DuckDBError,
     qualified_name::QualifiedName,
-    query_result::{ResultType, StatementType},
+    query_result::ResultType,
     statement::Statement,
 };
 
@@ -19,11 +19,11 @@ use super::{
     error::discreet,
     guard, line,
     query::{Ask, status_schema},
-    statement::{self, Opening},
+    statement::{self, Expansion},
     types::arrow_schema,
 };
 use crate::{
-    access::Rights,
+    access::{Rights, Role},
     error::{Error, Result},
 };
 
@@ -98,16 +98,23 @@ impl Engine {
         let caller = rights.clone();
         let moved = settings.moves_names();
         let plain = settings.plain(&self.shared);
-        let work = move |shared: &Shared, connection: &Connection, moved: bool| {
+        let work = move |shared: &Shared, connection: &Connection, moved: bool, in_transaction: bool| {
             let statement = guard::admit(shared, connection, &sql, &caller)?;
             guard::check_names(&caller, moved)?;
-            plan(shared, connection, &statement, values.as_ref(), plain).map_err(|error| discreet(error, &caller))
+            let read_only = caller.role < Role::Writer && !in_transaction;
+            let planned = match read_only {
+                true => {
+                    reading(shared, connection, || plan(shared, connection, &statement, values.as_ref(), plain, true))
+                }
+                false => plan(shared, connection, &statement, values.as_ref(), plain, in_transaction),
+            };
+            planned.map_err(|error| discreet(error, &caller))
         };
         match line {
             None => {
                 self.call(rights, move |shared, connection| {
                     line::apply(shared, connection, &settings)?;
-                    work(shared, connection, moved)
+                    work(shared, connection, moved, false)
                 })
                 .await
             }
@@ -115,8 +122,9 @@ impl Engine {
                 self.call_on_line(rights, &line, move |shared, kept| {
                     kept.apply(shared, &settings)?;
                     let moved = moved || kept.moved;
-                    let plan = work(shared, kept.connection(shared)?, moved)?;
-                    if kept.in_transaction && plan.rows.is_some() {
+                    let in_transaction = kept.in_transaction;
+                    let plan = work(shared, kept.connection(shared)?, moved, in_transaction)?;
+                    if in_transaction && plan.rows.is_some() {
                         // DuckDB plans in an aborted one all the same.
                         kept.is_sound(shared)?;
                     }
@@ -186,18 +194,29 @@ impl Engine {
 /// DuckDB's word where parameters without values leave a type open.
 const UNKNOWN: &str = "UNKNOWN";
 
-/// With `values`, the types of the answer are those that the first row of them leads to.
+/// Does `work` in a transaction that cannot write and that is rolled back.
+fn reading<T>(shared: &Shared, connection: &Connection, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    shared.execute(connection, "BEGIN TRANSACTION READ ONLY")?;
+    let outcome = work();
+    let ended = shared.execute(connection, "ROLLBACK");
+    let value = outcome?;
+    ended.map(|_| value)
+}
+
+/// Runs nothing of the statement. With `values`, the types of the answer are those that the types of these lead to.
 pub(super) fn plan(
     shared: &Shared,
     connection: &Connection,
     statement: &Statement<'_>,
     values: Option<&Values>,
     plain: bool,
+    in_transaction: bool,
 ) -> Result<Plan> {
     let cause = |error: duckdb::Error| shared.cause(&error);
     let bound = match statement.bind(connection) {
         Err(error) if error.code == DuckDBError::InputMetadataDeferred => {
-            return expanded(shared, connection, statement, plain);
+            let expand = || expanded(shared, connection, statement, plain);
+            return if in_transaction { expand() } else { reading(shared, connection, expand) };
         }
         bound => bound.map_err(cause)?,
     };
@@ -208,44 +227,32 @@ pub(super) fn plan(
     if !statement::answers_rows(connection, statement)? {
         return Ok(Plan { rows: None, parameters });
     }
-    let open = types_of(shared, &bound.schema)?.iter().any(|name| name == UNKNOWN);
-    let started = match values.filter(|values| values.rows() > 0) {
-        // Started and dropped, a change would be undone, and with it all of its transaction.
-        Some(values) if open || statement::kind(statement)? == StatementType::Select => {
-            let others = shared.connect()?;
-            let mut schema = None;
-            values.each(shared, &others, statement, |parameters| {
-                let result = statement.arrow_query(connection, parameters, None).map_err(cause)?;
-                let mut importer = Importer::new(result.schema().map_err(cause)?, plain)?;
-                if importer.loses_types() && !open {
-                    importer.annotate(&types_of(shared, &bound.schema)?);
-                }
-                schema = Some(importer.schema());
-                Ok(())
-            })?;
-            schema
-        }
-        _ => None,
-    };
-    let rows = match started {
-        Some(schema) => schema,
-        None => as_arrow(shared, connection, &bound.schema, plain)?,
-    };
-    Ok(Plan { rows: Some(rows), parameters })
+    if let Some(values) = values.filter(|values| values.rows() > 0)
+        && let Some(typed) = values.typed(shared, &shared.connect()?, statement)?
+        // Where a value has no place as a literal, DuckDB tells less.
+        && let Ok(with_values) = connection.parse(&typed.sql).and_then(|text| text.into_statement(connection))
+        && let Ok(with_values) = with_values.bind(connection)
+    {
+        let known = columns_of(shared, &bound.schema)?;
+        let columns = columns_of(shared, &with_values.schema)?;
+        let columns = columns.into_iter().enumerate().map(|(place, (name, duckdb_type))| match known.get(place) {
+            Some((known, bound_type)) if bound_type != UNKNOWN => (known.clone(), duckdb_type),
+            _ => (typed.name(name), duckdb_type),
+        });
+        return Ok(Plan { rows: Some(shown(shared, connection, columns, plain)?), parameters });
+    }
+    Ok(Plan { rows: Some(as_arrow(shared, connection, &bound.schema, plain)?), parameters })
 }
 
-/// A statement that expands to others (PIVOT, some PRAGMAs) has columns once it runs. One that changes something is not
-/// started for that.
+/// Of the statements that DuckDB makes several of, only a PIVOT without its values answers rows, and its columns are in the
+/// data: it is run for them, in a transaction that cannot write. What may change something is not run.
 fn expanded(shared: &Shared, connection: &Connection, statement: &Statement<'_>, plain: bool) -> Result<Plan> {
     let cause = |error: duckdb::Error| shared.cause(&error);
     let parameters = Arc::new(Schema::empty());
-    if !statement::answers_rows(connection, statement)? {
-        return Ok(Plan { rows: None, parameters });
-    }
-    match statement::opening(connection, statement)? {
-        Opening::Query => {}
-        Opening::Change => return Ok(Plan { rows: None, parameters }),
-        Opening::Unclear => {
+    match statement::expansion(connection, statement)? {
+        Expansion::Pivot => {}
+        Expansion::Change => return Ok(Plan { rows: None, parameters }),
+        Expansion::Unclear => {
             return Err(Error::Unsupported(
                 "a PIVOT without its values beside a change is not planned; name its values with IN (..)".into(),
             ));
@@ -269,20 +276,36 @@ fn rows_of(shared: &Shared, connection: &Connection, statement: &Statement<'_>) 
     as_arrow(shared, connection, &bound.schema, !shared.config.database.lossless_types)
 }
 
-/// Columns of the statement's as Arrow. A type that parameters leave open is shown as a text.
+/// Columns of the statement's as Arrow.
 fn as_arrow(
     shared: &Shared,
     connection: &Connection,
     schema: &duckdb::schema::Schema,
     plain: bool,
 ) -> Result<SchemaRef> {
+    shown(shared, connection, columns_of(shared, schema)?, plain)
+}
+
+/// A type that parameters leave open is shown as a text.
+fn shown(
+    shared: &Shared,
+    connection: &Connection,
+    columns: impl IntoIterator<Item = (String, String)>,
+    plain: bool,
+) -> Result<SchemaRef> {
+    let known = |duckdb_type: String| if duckdb_type == UNKNOWN { "VARCHAR".to_string() } else { duckdb_type };
+    let columns: Vec<_> = columns.into_iter().map(|(name, duckdb_type)| (name, known(duckdb_type))).collect();
+    arrow_schema(shared, connection, &columns, plain)
+}
+
+/// Names and DuckDB's types.
+fn columns_of(shared: &Shared, schema: &duckdb::schema::Schema) -> Result<Vec<(String, String)>> {
     let mut columns = Vec::new();
     for (index, duckdb_type) in types_of(shared, schema)?.into_iter().enumerate() {
         let name = schema.name(index).map_err(|error| shared.cause(&error))?;
-        let duckdb_type = if duckdb_type == UNKNOWN { "VARCHAR".to_string() } else { duckdb_type };
         columns.push((name.to_string(), duckdb_type));
     }
-    arrow_schema(shared, connection, &columns, plain)
+    Ok(columns)
 }
 
 /// DuckDB's types of a statement's columns, as text; none where parameters leave one open.
@@ -306,7 +329,7 @@ pub(super) fn column_types(shared: &Shared, statement: &Statement<'_>) -> Result
     types_of(shared, &bound.schema)
 }
 
-fn types_of(shared: &Shared, schema: &duckdb::schema::Schema) -> Result<Vec<String>> {
+pub(super) fn types_of(shared: &Shared, schema: &duckdb::schema::Schema) -> Result<Vec<String>> {
     let fields = schema.get_all().map_err(|error| shared.cause(&error))?;
     fields.into_iter().map(|(_, field)| field.to_text().map_err(|error| shared.cause(&error))).collect()
 }

@@ -93,6 +93,9 @@ impl Engine {
         let sources = Sources::default();
         let instance = instance(&shared, &sources)?;
         *lock(&shared.instance) = Served::Open(instance);
+        if locked {
+            shared.prepare_state(&shared.connect()?);
+        }
         let pool = Pool::new(&config.limits, shared.metrics.clone(), offenders);
         Ok(Self { shared, pool, sources })
     }

@@ -442,7 +442,7 @@ fn execute(
         (Some(_), _) => Ok(()),
         (None, Some(changed)) => answer.changed(shared, changed),
         // Nothing was bound, so nothing ran.
-        (None, None) => match catalog::plan(shared, connection, statement, None, plain)?.rows {
+        (None, None) => match catalog::plan(shared, connection, statement, None, plain, true)?.rows {
             Some(schema) => answer.schema(schema),
             None => answer.changed(shared, 0),
         },

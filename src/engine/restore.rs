@@ -3,7 +3,8 @@
 //! A database is two files while it has a log, and two files cannot be replaced at once. So the lock file says first what is
 //! meant to happen. From there on the database and its logs get second names, the new file takes the place of the old one
 //! in one step, and only then the logs that belong to the old one lose their first names. Whoever takes the lock next
-//! finds a restore that did not end: it is undone before that one step and ended after it.
+//! finds a restore that did not end: it is undone before that one step and ended after it. What the server keeps beside the
+//! database (`kept`) goes the same way; a backup without it may have it inside, as earlier versions did.
 
 use std::{
     fs::{File, Permissions},
@@ -17,6 +18,7 @@ use serde::Serialize;
 use super::{
     backup::{Manifest, now},
     hold::{Hold, LOGS, beside, is_same},
+    kept::{State, state_of},
     verify::{TableSum, verify},
 };
 use crate::error::{Error, Result};
@@ -61,6 +63,7 @@ pub fn restore(backup: &Path, database: &Path, replace: bool) -> Result<Restored
     if expected.as_ref().is_some_and(|expected| expected.tables != tables) {
         return Err(Error::Corrupt(format!("{shown} is not what {shown}.json says of it")));
     }
+    State::read(&state_of(backup))?;
     let mut hold = Hold::take(database)?;
     let file = hold.database().to_path_buf();
     let there = file.exists() || LOGS.iter().any(|ending| beside(&file, ending).exists());
@@ -95,8 +98,14 @@ fn put(hold: &mut Hold, backup: &Path, aside: &str, go_on: &mut dyn FnMut() -> R
         let _ = std::os::unix::fs::chown(&partial, Some(old.uid()), Some(old.gid()));
     }
     File::open(&partial).and_then(|file| file.sync_all()).map_err(failed)?;
+    let (state, new_state) = (state_of(&database), state_of(&partial));
     go_on()?;
     hold.note_restore(Some(aside))?;
+    go_on()?;
+    match State::read(&state_of(backup))? {
+        Some(state) => state.write(&new_state)?,
+        None => remove(&new_state)?,
+    }
     sync_directory_of(&database)?;
     for ending in [""].iter().chain(&LOGS) {
         let (from, to) = (beside(&database, ending), beside(&beside(&database, aside), ending));
@@ -104,6 +113,10 @@ fn put(hold: &mut Hold, backup: &Path, aside: &str, go_on: &mut dyn FnMut() -> R
             go_on()?;
             name_twice(&from, &to).map_err(failed)?;
         }
+    }
+    if state.exists() {
+        go_on()?;
+        name_twice(&state, &state_of(&beside(&database, aside))).map_err(failed)?;
     }
     go_on()?;
     sync_directory_of(&database)?;
@@ -116,9 +129,21 @@ fn put(hold: &mut Hold, backup: &Path, aside: &str, go_on: &mut dyn FnMut() -> R
         remove(&beside(&database, ending))?;
     }
     go_on()?;
+    replace_state(&database)?;
+    go_on()?;
     sync_directory_of(&database)?;
     go_on()?;
     hold.note_restore(None)
+}
+
+/// The state of the new database takes the place of the old one's, which has a second name; where there is none it goes.
+fn replace_state(database: &Path) -> Result<()> {
+    let (state, new_state) = (state_of(database), state_of(&beside(database, PARTIAL)));
+    match new_state.exists() {
+        true => std::fs::rename(&new_state, &state)
+            .map_err(|error| Error::Io(format!("cannot write {}: {error}", state.display()))),
+        false => remove(&state),
+    }
 }
 
 /// Ends or undoes a restore that was killed, by what it left. May be killed itself, and is then done again.
@@ -132,6 +157,13 @@ pub(super) fn finish(database: &Path, aside: &str) -> Result<()> {
             true => {}
             false => remove(&other)?,
         }
+    }
+    let (state, new_state) = (state_of(database), state_of(&partial));
+    if !replaced {
+        remove(&state_of(&aside))?;
+        remove(&new_state)?;
+    } else if new_state.exists() || is_same(&state, &state_of(&aside)) {
+        replace_state(database)?;
     }
     if !replaced {
         remove(&aside)?;
@@ -186,6 +218,7 @@ mod tests {
     fn database(directory: &Path, logs: &[&str]) -> PathBuf {
         let database = directory.join("db.duckdb");
         std::fs::write(&database, "old").unwrap();
+        std::fs::write(state_of(&database), "old state").unwrap();
         for log in logs {
             std::fs::write(beside(&database, log), format!("old {log}")).unwrap();
         }
@@ -214,18 +247,27 @@ mod tests {
                     if left < 0 { Err(Error::Cancelled) } else { Ok(()) }
                 };
                 let mut hold = Hold::take(&database).unwrap();
+                if steps % 2 == 0 {
+                    State::default().write(&state_of(&backup)).unwrap();
+                }
                 let whole = put(&mut hold, &backup, ".before", &mut crash).is_ok();
                 drop(hold);
                 drop(Hold::take(&database).unwrap());
                 let (now, aside) = (texts(&database), beside(&database, ".before"));
+                let own = std::fs::read_to_string(state_of(&database)).ok();
+                let kept = std::fs::read_to_string(state_of(&aside)).ok();
+                assert!(!state_of(&beside(&database, PARTIAL)).exists(), "{steps}");
                 match now == old {
                     true => {
                         undone += 1;
                         assert!(!whole && texts(&aside).is_empty(), "{steps}: nothing is left of it");
+                        assert_eq!((own.as_deref(), kept), (Some("old state"), None), "{steps}");
                     }
                     false => {
                         ended += 1;
                         assert_eq!((now, texts(&aside)), (vec!["new".to_string()], old), "after {steps} steps");
+                        let new = own.is_some_and(|state| state.starts_with("mallard state"));
+                        assert_eq!((new, kept.as_deref()), (steps % 2 == 0, Some("old state")), "after {steps} steps");
                     }
                 }
                 assert_eq!(std::fs::read_to_string(beside(&database, ".lock")).unwrap(), "");

@@ -152,27 +152,40 @@ pub(super) fn moves_names(statement: &Statement<'_>) -> Result<bool> {
     Ok(text.starts_with("use") || ["schema", "search_path"].iter().any(|word| text.contains(word)))
 }
 
-/// What a statement of DuckDB's kind MULTI is, which may be anything around a PIVOT.
-pub(super) enum Opening {
-    Query,
+/// What a statement is that DuckDB makes several of: ALTER with a default that is no constant, or anything around a PIVOT
+/// without its values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expansion {
+    /// It reads.
+    Pivot,
     Change,
     /// It holds a word that may change something, further behind.
     Unclear,
 }
 
-pub(super) fn opening(connection: &Connection, statement: &Statement<'_>) -> Result<Opening> {
-    const CHANGES: [&str; 5] = ["create", "insert", "update", "delete", "merge"];
+pub(super) fn expansion(connection: &Connection, statement: &Statement<'_>) -> Result<Expansion> {
     let sql = statement.get_text().map_err(|error| Error::Sql(error.message))?;
     let tokens = SqlTokenIterator::new(connection, sql).map_err(|error| Error::Sql(error.message))?;
-    let words = tokens.flatten().filter(|token| token.token_type == TokenType::Keyword);
-    let mut changes = words.map(|token| {
-        token.lexeme(sql).is_some_and(|word| CHANGES.iter().any(|change| word.eq_ignore_ascii_case(change)))
-    });
-    Ok(match changes.next() {
-        Some(true) => Opening::Change,
-        _ if changes.any(|change| change) => Opening::Unclear,
-        _ => Opening::Query,
-    })
+    let lexemes = tokens.flatten().filter(|token| token.token_type != TokenType::Comment);
+    Ok(expansion_of(lexemes.map(|token| token.lexeme(sql).unwrap_or_default())))
+}
+
+/// The same, told from the text without its comments.
+pub(super) fn expansion_of<'a>(lexemes: impl Iterator<Item = &'a str>) -> Expansion {
+    const READS: [&str; 6] = ["from", "pivot", "pivot_wider", "select", "table", "with"];
+    // A sequence is the one thing that an expression changes.
+    const CHANGES: [&str; 10] =
+        ["alter", "copy", "create", "delete", "drop", "insert", "merge", "nextval", "truncate", "update"];
+    let among =
+        |words: &[&str], lexeme: &str| words.iter().any(|word| lexeme.trim_matches('"').eq_ignore_ascii_case(word));
+    let mut words = lexemes.filter(|lexeme| !lexeme.starts_with(['(', ';']));
+    match words.next() {
+        Some(first) if among(&READS, first) => match words.any(|lexeme| among(&CHANGES, lexeme)) {
+            true => Expansion::Unclear,
+            false => Expansion::Pivot,
+        },
+        _ => Expansion::Change,
+    }
 }
 
 /// The class of a text that was not let through.

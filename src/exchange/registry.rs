@@ -1,4 +1,4 @@
-//! Who has registered which exchanger in which versions; kept in the server's database where that is a file.
+//! Who has registered which exchanger in which versions; kept beside the server's database where that is a file.
 
 use std::{
     collections::BTreeMap,
@@ -39,7 +39,7 @@ struct Inner {
     registered: RwLock<BTreeMap<String, Versions>>,
     /// Versions that were replaced or dropped, by name and number, as long as a stream uses them.
     retired: Mutex<Vec<(String, u64, Weak<Version>)>>,
-    /// Held while one is registered or removed, so that memory and database say the same.
+    /// Held while one is registered or removed, so that memory and file say the same.
     changing: tokio::sync::Mutex<()>,
     engine: Arc<Engine>,
     sandboxes: Sandboxes,
@@ -53,7 +53,7 @@ struct Inner {
 type Versions = BTreeMap<u64, Arc<Version>>;
 
 impl Registry {
-    /// With what the engine's database keeps. One that is broken is listed as such.
+    /// With what is kept beside the engine's database. One that is broken is listed as such.
     pub async fn load(config: &Config, engine: Arc<Engine>, metrics: Metrics) -> Result<Self> {
         let sandboxes = Sandboxes::new(config, engine.clone());
         let built_in = builtin::all(&sandboxes)
@@ -72,7 +72,10 @@ impl Registry {
             metrics,
         }));
         if registry.0.engine.is_on_disk() {
-            let kept = registry.0.engine.kept_exchangers().await?;
+            let kept = registry.0.engine.kept_exchangers().await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "the exchangers that were registered cannot be read; the server starts without them");
+                Vec::new()
+            });
             let loading = kept.into_iter().map(|kept| registry.revive(kept));
             let loaded: Vec<_> = stream::iter(loading).buffered(CHECKED_AT_ONCE).collect().await;
             let mut names = registry.0.registered.write().unwrap_or_else(PoisonError::into_inner);

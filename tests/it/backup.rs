@@ -195,7 +195,11 @@ async fn crash_in_the_middle_of_a_restore_mixes_no_two_databases() {
     let restored = command(&["restore", backup.to_str().unwrap(), "--db", path, "--force"]).await;
     assert!(restored.status.success(), "{}", text(&restored));
     let aside = std::fs::read_dir(directory.path()).unwrap().flatten().map(|entry| entry.path());
-    let aside = aside.into_iter().find(|path| path.to_string_lossy().ends_with(".wal")).expect("it is put aside");
+    let aside = aside.into_iter().find(|path| {
+        let path = path.to_string_lossy();
+        path.contains(".before-") && path.ends_with(".wal")
+    });
+    let aside = aside.expect("it is put aside");
 
     // As a crash before the last step leaves it.
     std::fs::rename(&aside, &log).unwrap();

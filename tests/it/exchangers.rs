@@ -143,6 +143,12 @@ async fn registered_exchangers_survive_a_restart_and_a_broken_one_is_listed_as_s
         "SET schema = '_mallard'",
         "SET search_path = '_mall' || 'ard'",
         "USE _mallard",
+        "SET schema = concat('_mal', 'lard')",
+        "SET SESSION search_path = (SELECT '_mallard')",
+        "SET schema TO lower('_MALLARD')",
+        "SET schema = chr(95) || 'mallard'",
+        "SET \"schema\" = getvariable('v')",
+        "SET TimeZone = concat('U', 'TC')",
     ] {
         let refused = client.query(sql).await.err().unwrap_or_else(|| panic!("{sql} was let through"));
         assert_eq!(refused.code(), Code::PermissionDenied, "{sql}: {refused}");
@@ -183,6 +189,106 @@ async fn registered_exchangers_survive_a_restart_and_a_broken_one_is_listed_as_s
     act(&client, "add_exchange", json!({"name": "damaged", "sql": "FROM input", "replace": true})).await.unwrap();
     assert_eq!(columns(&client, "damaged").await, ["id", "name"]);
     assert_eq!(row(&client, "SELECT i FROM t").await, ["1"]);
+}
+
+/// Runs a statement that no client may run.
+async fn own(engine: &mallard::engine::Engine, sql: &str) {
+    // A change answers no row.
+    let _ = engine.row(sql.into()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_version_kept_in_the_database_moves_out_of_it_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("kept.db.mallard");
+    let definition = json!({"sql": {"sql": "SELECT id AS old FROM input", "params": {}}}).to_string();
+    let plant = async |name: &str| {
+        let engine = mallard::engine::Engine::open(&on_disk(&directory), mallard::telemetry::Metrics::new("")).unwrap();
+        own(&engine, "CREATE SCHEMA _mallard").await;
+        own(
+            &engine,
+            "CREATE TABLE _mallard.exchangers \
+             (name VARCHAR, version UBIGINT, owner VARCHAR, description VARCHAR, definition VARCHAR)",
+        )
+        .await;
+        own(&engine, &format!("INSERT INTO _mallard.exchangers VALUES ('{name}', 3, 'ann', '', '{definition}')")).await;
+        engine.close(std::time::Duration::from_secs(5));
+    };
+    plant("old").await;
+    std::fs::remove_file(&state).unwrap();
+    for _ in 0..2 {
+        let server = TestServer::with(on_disk(&directory)).await;
+        let client = server.client().await;
+        assert_eq!(columns(&client, "old@3").await, ["old"]);
+        let left = "SELECT count(*) FROM duckdb_schemas() WHERE schema_name = '_mallard'";
+        assert_eq!(row(&client, left).await, ["0"]);
+        drop(client);
+        server.server.stop(std::future::pending()).await.unwrap();
+    }
+    // What somebody plants there later is nothing to the server.
+    plant("planted").await;
+    let server = TestServer::with(on_disk(&directory)).await;
+    let client = server.client().await;
+    assert_eq!(refusal(&client, "planted").await.code(), Code::NotFound);
+    assert_eq!(columns(&client, "old").await, ["old"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_starts_without_damaged_state_and_keeps_it_aside() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("kept.db.mallard");
+    for damage in [&b""[..], b"mallard state 1 sha256 00\n{}", b"\0\0\0\0", "{\"exchangers\": []}".as_bytes()] {
+        let server = TestServer::with(on_disk(&directory)).await;
+        let client = server.client().await;
+        act(&client, "add_exchange", json!({"name": "kept", "sql": "FROM input"})).await.unwrap();
+        drop(client);
+        server.server.stop(std::future::pending()).await.unwrap();
+        std::fs::write(&state, damage).unwrap();
+
+        let server = TestServer::with(on_disk(&directory)).await;
+        let client = server.client().await;
+        assert_eq!(refusal(&client, "kept").await.code(), Code::NotFound);
+        let aside: Vec<_> = std::fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.to_string_lossy().contains(".mallard.damaged-"))
+            .collect();
+        let [aside] = aside.as_slice() else { panic!("{aside:?}") };
+        assert_eq!(std::fs::read(aside).unwrap(), damage);
+        std::fs::remove_file(aside).unwrap();
+        drop(client);
+        server.server.stop(std::future::pending()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exchangers_are_in_a_backup_and_come_back_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = on_disk(&directory);
+    let backups = directory.path().join("backups");
+    std::fs::create_dir_all(&backups).unwrap();
+    config.database.backup_directory = Some(backups.clone());
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    act(&client, "add_exchange", json!({"name": "kept", "sql": "SELECT id AS kept FROM input"})).await.unwrap();
+    let made = act(&client, "backup", Value::Null).await.unwrap();
+    let made: Value = serde_json::from_str(made.last().unwrap()).unwrap();
+    act(&client, "add_exchange", json!({"name": "later", "sql": "FROM input"})).await.unwrap();
+    drop(client);
+    server.server.stop(std::future::pending()).await.unwrap();
+    let backup = backups.join(made["file"].as_str().unwrap());
+    let restored = mallard::engine::restore(&backup, &directory.path().join("kept.db"), true).unwrap();
+    let server = TestServer::with(on_disk(&directory)).await;
+    let client = server.client().await;
+    assert_eq!(columns(&client, "kept").await, ["kept"]);
+    assert_eq!(refusal(&client, "later").await.code(), Code::NotFound, "it is of after the backup");
+    drop(client);
+    server.server.stop(std::future::pending()).await.unwrap();
+    // What was there is put aside with its own.
+    let mut before = on_disk(&directory);
+    before.database.path = restored.kept.unwrap().display().to_string();
+    let server = TestServer::with(before).await;
+    assert_eq!(columns(&server.client().await, "later").await, ["id", "name"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -36,6 +36,7 @@ mod metadata;
 mod names;
 #[cfg(feature = "wasm")]
 mod parameters;
+mod planning;
 mod process;
 mod put;
 mod reload;

@@ -53,6 +53,8 @@ pub(super) fn admit_with(
         // It needs what the statement itself would: ANALYZE runs it.
         StatementType::Explain => explained(connection, sql, &tokens)
             .ok_or_else(|| rights.denied("statement", "EXPLAIN of this form is not served"))?,
+        // DuckDB makes several statements of one whose default is no constant.
+        StatementType::Multi if is_word(tokens.first(), "alter") => (&tokens[..], StatementType::Alter),
         kind => (&tokens[..], kind),
     };
     check_kind(shared, kind, tokens, rights)?;
@@ -194,7 +196,11 @@ fn check_kind(shared: &Shared, kind: StatementType, tokens: &[Token<'_>], rights
     use StatementType as Kind;
     let first = tokens.first().map_or("", |token| token.text).to_uppercase();
     match kind {
-        Kind::Select | Kind::Explain | Kind::Relation | Kind::Multi => Ok(()),
+        Kind::Select | Kind::Explain | Kind::Relation => Ok(()),
+        Kind::Multi => match statement::expansion_of(tokens.iter().map(|token| token.text)) {
+            statement::Expansion::Pivot => Ok(()),
+            _ => rights.require(Role::Writer, "a PIVOT beside a change"),
+        },
         Kind::Insert
         | Kind::Update
         | Kind::Delete
@@ -246,17 +252,34 @@ fn outside(shared: &Shared, rights: &Rights, rule: &'static str, what: &str) -> 
 const SETTINGS: [&str; 5] = ["timezone", "time_zone", "schema", "search_path", "variable"];
 
 fn check_setting(tokens: &[Token<'_>], rights: &Rights) -> Result<()> {
-    let mut words = tokens.iter().map(Token::name);
-    let verb = words.next().unwrap_or_default();
+    let verb = tokens.first().map(Token::name).unwrap_or_default();
     if verb == "use" {
         return Ok(());
     }
-    let name = words.find(|word| !matches!(word.as_str(), "session" | "local")).unwrap_or_default();
+    let scopes = ["session", "local"];
+    let at = 1 + tokens.iter().skip(1).take_while(|token| scopes.iter().any(|word| is_word(Some(token), word))).count();
+    let name = tokens.get(at).map(Token::name).unwrap_or_default();
     // SET TIME ZONE is how the standard spells it.
-    if SETTINGS.contains(&name.as_str()) || (name == "time" && words.next().as_deref() == Some("zone")) {
+    let zone = name == "time" && is_word(tokens.get(at + 1), "zone");
+    if !SETTINGS.contains(&name.as_str()) && !zone {
+        let what = format!("{} {name} is not allowed; settings are the server's", verb.to_uppercase());
+        return Err(rights.denied("setting", what));
+    }
+    if is_word(tokens.get(at), "variable") {
         return Ok(());
     }
-    Err(rights.denied("setting", format!("{} {name} is not allowed; settings are the server's", verb.to_uppercase())))
+    // A value that is computed could be anything when it is.
+    let rest = &tokens[(at + 1 + usize::from(zone)).min(tokens.len())..];
+    let rest = match rest.first() {
+        Some(sign) if sign.text == "=" || is_word(Some(sign), "to") => &rest[1..],
+        _ => rest,
+    };
+    let mut values = rest.iter().filter(|token| token.text != ";");
+    match (values.next(), values.next()) {
+        (None, None) => Ok(()),
+        (Some(value), None) if !value.is_operator() => Ok(()),
+        _ => Err(rights.denied("setting", format!("the value of {name} must be one literal or name"))),
+    }
 }
 
 /// Words that change or read what lies beyond the database, wherever a statement or an object may begin with them: a CTE

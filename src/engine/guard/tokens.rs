@@ -23,7 +23,7 @@ impl Token<'_> {
         self.kind == TokenType::Keyword
     }
 
-    pub(super) fn is_operator(&self) -> bool {
+    pub(in crate::engine) fn is_operator(&self) -> bool {
         // The tokenizer takes a lone dot for the beginning of a number.
         self.kind == TokenType::Operator || self.text == "."
     }
