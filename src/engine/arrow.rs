@@ -10,7 +10,7 @@ use arrow_array::{
 };
 use arrow_schema::{DataType, Fields, Schema, SchemaRef};
 
-use super::plain;
+use super::{plain, validate::CheckedBatch};
 use crate::error::{Error, Result};
 
 /// Field metadata that keeps the DuckDB type where Arrow has no form of its own for it (ENUM, TUPLE).
@@ -86,8 +86,8 @@ impl Importer {
 }
 
 /// A batch as the C struct that DuckDB's importer takes over.
-pub(super) fn export(batch: RecordBatch) -> Result<duckdb::arrow::ArrowArray> {
-    let rows = StructArray::from(batch);
+pub(super) fn export(batch: CheckedBatch) -> Result<duckdb::arrow::ArrowArray> {
+    let rows = batch.into_struct()?;
     let (array, _schema) = to_ffi(&rows.to_data()).map_err(Error::internal)?;
     // SAFETY: both are the C Data Interface's ArrowArray; ownership moves to DuckDB's type, which releases it.
     unsafe {

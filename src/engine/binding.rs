@@ -77,12 +77,13 @@ impl Bound {
 /// behind one another whose members are of the same types.
 fn members(batch: &RecordBatch) -> Result<Vec<RecordBatch>, ArrowError> {
     let unions: Vec<Option<&UnionArray>> = batch.columns().iter().map(|column| column.as_union_opt()).collect();
+    let schema = batch.schema();
     let types = |row: usize| unions.iter().map(move |union| union.map(|union| union.type_id(row)));
     let (mut parts, mut start) = (Vec::new(), 0);
     while start < batch.num_rows() {
         let end = (start + 1..batch.num_rows()).find(|row| types(*row).ne(types(start))).unwrap_or(batch.num_rows());
-        let mut columns = Vec::new();
-        for (index, field) in batch.schema().fields().iter().enumerate() {
+        let (mut fields, mut columns) = (Vec::new(), Vec::new());
+        for (index, field) in schema.fields().iter().enumerate() {
             let column = match unions[index] {
                 None => batch.column(index).slice(start, end - start),
                 Some(union) => {
@@ -91,9 +92,18 @@ fn members(batch: &RecordBatch) -> Result<Vec<RecordBatch>, ArrowError> {
                     take(member, &UInt64Array::from_iter_values(places), None)?
                 }
             };
-            columns.push((field.name().clone(), column, true));
+            // What the member is, which may be an extension type, and the name of the parameter.
+            let member = match (unions[index], field.data_type()) {
+                (Some(union), DataType::Union(members, _)) => {
+                    let id = union.type_id(start);
+                    members.iter().find(|(member, _)| *member == id).map_or(field, |(_, member)| member)
+                }
+                _ => field,
+            };
+            fields.push(member.as_ref().clone().with_name(field.name()).with_nullable(true));
+            columns.push(column);
         }
-        parts.push(RecordBatch::try_from_iter_with_nullable(columns)?);
+        parts.push(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?);
         start = end;
     }
     Ok(parts)
@@ -106,15 +116,15 @@ pub(super) struct Values {
 }
 
 impl Engine {
-    pub(super) fn values(&self, bound: &Bound) -> Values {
+    pub(super) fn values(&self, bound: &Bound) -> Result<Values> {
         let with_rows = bound.0.iter().filter(|part| part.batches.iter().any(|batch| batch.num_rows() > 0));
         let sources = with_rows.map(|part| {
-            let (source, feed) = self.sources.add(part.schema.clone(), Sharing::Single);
+            let (source, feed) = self.sources.add(part.schema.clone(), Sharing::Single)?;
             let batches = part.batches.iter().filter(|batch| batch.num_rows() > 0).cloned().collect();
             tokio::spawn(feed.pump(RecordBatchStream::from_batches(part.schema.clone(), batches)));
-            source
+            Ok(source)
         });
-        Values { sources: sources.collect(), bound: bound.clone() }
+        Ok(Values { sources: sources.collect::<Result<_>>()?, bound: bound.clone() })
     }
 }
 

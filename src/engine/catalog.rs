@@ -94,7 +94,7 @@ impl Engine {
     pub async fn plan(&self, rights: &Arc<Rights>, ask: &Ask) -> Result<Plan> {
         let Ask { sql, line, settings, bound } = ask.clone();
         statement::check_text(&self.shared, &sql)?;
-        let values = bound.map(|bound| self.values(&bound.first()));
+        let values = bound.map(|bound| self.values(&bound.first())).transpose()?;
         let caller = rights.clone();
         let moved = settings.moves_names();
         let plain = settings.plain(&self.shared);

@@ -93,7 +93,7 @@ impl Engine {
         if input.schema().fields().is_empty() {
             return Err(Error::invalid("the result has no columns"));
         }
-        let (source, feed) = self.sources.add(input.schema(), Sharing::Single);
+        let (source, feed) = self.sources.add(input.schema(), Sharing::Single)?;
         let failure = source.failure.clone();
         let call = source.call();
         let rights = Rights::all("mallard");

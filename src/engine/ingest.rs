@@ -153,6 +153,9 @@ impl Engine {
             return Err(Error::invalid("the stream has no columns; a table needs at least one"));
         }
         rights.require(Role::Writer, "storing rows")?;
+        let config = &self.shared.config.ingest;
+        let sharing = Sharing::Parallel { workers: config.workers, preserve_order: config.preserve_order };
+        let (source, feed) = self.sources.add(schema.clone(), sharing)?;
         let seen = self.shared.see(rights, &format!("INGEST {table}"));
         seen.identify_ingest(&table.parts().join("."));
         let room = async {
@@ -164,9 +167,6 @@ impl Engine {
         seen.start();
         let (cancel, guard) = self.pool.begin();
         seen.runs(&cancel);
-        let config = &self.shared.config.ingest;
-        let sharing = Sharing::Parallel { workers: config.workers, preserve_order: config.preserve_order };
-        let (source, feed) = self.sources.add(schema.clone(), sharing);
         source.stop_with(&cancel);
         let (report, mut staged) = oneshot::channel();
         let (decision, decided) = oneshot::channel();

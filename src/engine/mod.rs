@@ -37,6 +37,7 @@ mod steps;
 mod storage;
 mod transform;
 mod types;
+mod validate;
 mod verify;
 mod wal;
 

@@ -119,18 +119,18 @@ impl Engine {
 
     /// The same, of a statement that runs in a transaction, with settings or with values.
     pub async fn answer(&self, rights: &Arc<Rights>, ask: &Ask) -> Result<RecordBatchStream> {
-        self.query_with(&ask.sql, self.setup(rights, ask)).await
+        self.query_with(&ask.sql, self.setup(rights, ask)?).await
     }
 
-    fn setup(&self, rights: &Arc<Rights>, ask: &Ask) -> Setup {
+    fn setup(&self, rights: &Arc<Rights>, ask: &Ask) -> Result<Setup> {
         let Ask { sql: _, line, settings, bound } = ask;
-        let values = bound.as_ref().map(|bound| self.values(bound));
-        Setup { rights: rights.clone(), line: line.clone(), settings: settings.clone(), values }
+        let values = bound.as_ref().map(|bound| self.values(bound)).transpose()?;
+        Ok(Setup { rights: rights.clone(), line: line.clone(), settings: settings.clone(), values })
     }
 
     /// Runs one statement to its end, for its effect. How many rows it changed, or answered where it answers rows.
     pub async fn update(&self, rights: &Arc<Rights>, ask: &Ask) -> Result<i64> {
-        let (mut answer, shape) = self.start(&ask.sql, self.setup(rights, ask)).await?;
+        let (mut answer, shape) = self.start(&ask.sql, self.setup(rights, ask)?).await?;
         let mut count = 0;
         while let Some(batch) = answer.next().await {
             let batch = batch?;

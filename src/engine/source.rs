@@ -3,7 +3,7 @@
 //! One function, registered once per engine, reads whichever stream its argument names; the name is a random number
 //! that exists only while the stream does. Each DuckDB worker keeps an Arrow importer of its own and takes batches
 //! from a bounded channel; the importer's vectors reference the batch's buffers, so nothing is copied before
-//! DuckDB stores it.
+//! DuckDB stores it. What a batch holds is checked first, on the worker that is about to read it (`validate`).
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -34,6 +34,7 @@ use super::{
     arrow,
     pool::{Cancel, Waited, lock, wait_unless},
     shape::Reads,
+    validate::Checked,
 };
 use crate::{
     error::{Error, Result},
@@ -97,7 +98,7 @@ pub(super) enum Sharing {
 }
 
 struct Incoming {
-    schema: SchemaRef,
+    checked: Checked,
     sharing: Sharing,
     queue: Mutex<Queue>,
     failure: Failure,
@@ -138,6 +139,8 @@ struct Queue {
     items: mpsc::Receiver<Item>,
     /// What the last row group left of its last batch.
     rest: Option<RecordBatch>,
+    /// Rows that workers have taken.
+    rows_before: u64,
     taken: usize,
     ended: bool,
     /// The sender is slow: the statement has ended with what was there, and [`Source::wait`] goes on.
@@ -195,7 +198,7 @@ impl Source {
     }
 
     pub(super) fn schema(&self) -> SchemaRef {
-        self.incoming.schema.clone()
+        self.incoming.checked.sent().clone()
     }
 
     /// The rows that a single worker handed out last, and how many came before them.
@@ -238,6 +241,8 @@ impl Drop for Source {
 pub(super) struct Feed {
     items: mpsc::Sender<Item>,
     failure: Failure,
+    /// Whether small batches are joined.
+    joins: bool,
 }
 
 impl Feed {
@@ -251,7 +256,7 @@ impl Feed {
                 false => input.next().now_or_never(),
             };
             let (batch, last) = match next {
-                Some(Some(Ok(batch))) if small.takes(&batch) => {
+                Some(Some(Ok(batch))) if self.joins && small.takes(&batch) => {
                     small.add(batch);
                     continue;
                 }
@@ -260,10 +265,7 @@ impl Feed {
                 Some(None) => (None, Some(Item::End)),
                 None => (None, None),
             };
-            let joined = match small.take() {
-                Ok(joined) => joined,
-                Err(error) => return self.failure.set(error),
-            };
+            let joined = small.take();
             let ends = last.is_some();
             for item in joined.into_iter().chain(batch).map(Item::Batch).chain(last) {
                 if self.items.send(item).await.is_err() {
@@ -298,11 +300,13 @@ impl Joining {
         self.batches.push(batch);
     }
 
-    fn take(&mut self) -> Result<Option<RecordBatch>> {
-        let Self { mut batches, .. } = std::mem::take(self);
-        match batches.as_slice() {
-            [] | [_] => Ok(batches.pop()),
-            [first, ..] => concat_batches(&first.schema(), &batches).map(Some).map_err(Error::invalid),
+    fn take(&mut self) -> Vec<RecordBatch> {
+        let Self { batches, .. } = std::mem::take(self);
+        let [first, _, ..] = batches.as_slice() else { return batches };
+        // Dictionaries of different batches may hold more values together than their keys can count.
+        match concat_batches(&first.schema(), &batches) {
+            Ok(joined) => vec![joined],
+            Err(_) => batches,
         }
     }
 }
@@ -318,21 +322,24 @@ impl Sources {
     }
 
     /// A stream of one batch that is there already.
-    pub(super) fn of(&self, batch: RecordBatch, sharing: Sharing) -> Source {
-        let (source, feed) = self.add(batch.schema(), sharing);
+    pub(super) fn of(&self, batch: RecordBatch, sharing: Sharing) -> Result<Source> {
+        let (source, feed) = self.add(batch.schema(), sharing)?;
         // The channel has room for both.
         let _ = feed.items.try_send(Item::Batch(batch));
         let _ = feed.items.try_send(Item::End);
-        source
+        Ok(source)
     }
 
-    /// Registers a stream that one statement may read.
-    pub(super) fn add(&self, schema: SchemaRef, sharing: Sharing) -> (Source, Feed) {
+    /// Registers a stream that one statement may read; an error where DuckDB cannot take its columns.
+    pub(super) fn add(&self, schema: SchemaRef, sharing: Sharing) -> Result<(Source, Feed)> {
+        let checked = Checked::new(schema)?;
+        let joins = checked.joins();
         let (sender, receiver) = mpsc::channel(CHANNEL_BATCHES);
         let failure = Failure::default();
         let queue = Mutex::new(Queue {
             items: receiver,
             rest: None,
+            rows_before: 0,
             taken: 0,
             ended: false,
             paused: false,
@@ -342,18 +349,19 @@ impl Sources {
             rows: 0,
         });
         let place = Mutex::default();
-        let incoming = Incoming { schema, sharing, queue, failure: failure.clone(), stop: OnceLock::new(), place };
+        let incoming = Incoming { checked, sharing, queue, failure: failure.clone(), stop: OnceLock::new(), place };
         let incoming = Arc::new(incoming);
         let id = getrandom::u64().expect("the operating system hands out random numbers");
         lock(&self.0).insert(id, incoming.clone());
-        (Source { id, incoming, sources: self.clone(), failure: failure.clone() }, Feed { items: sender, failure })
+        let feed = Feed { items: sender, failure: failure.clone(), joins };
+        Ok((Source { id, incoming, sources: self.clone(), failure }, feed))
     }
 }
 
 impl Incoming {
-    /// The next batches for one worker and their place in the stream; none at the end. Blocks a DuckDB worker until
-    /// they are there.
-    fn next(&self) -> duckdb::Result<(usize, VecDeque<RecordBatch>)> {
+    /// The next batches for one worker, each with the rows of the stream in front of it, and their place in the stream; none at
+    /// the end. Blocks a DuckDB worker until they are there.
+    fn next(&self) -> duckdb::Result<(usize, VecDeque<(u64, RecordBatch)>)> {
         let mut queue = lock(&self.queue);
         if let Some(started) = queue.started.take() {
             // What a statement does before its first row (building a join's hash table) is done again for each segment.
@@ -385,7 +393,9 @@ impl Incoming {
             };
             rows += batch.num_rows();
             bytes += batch_bytes(&batch);
-            batches.push_back(batch);
+            let before = queue.rows_before;
+            queue.rows_before += batch.num_rows() as u64;
+            batches.push_back((before, batch));
         }
         queue.taken += 1;
         queue.rows += rows;
@@ -431,7 +441,7 @@ struct Worker {
     importer: ArrowImporter<'static>,
     /// Those of the stream that the statement reads.
     columns: Vec<usize>,
-    batches: VecDeque<RecordBatch>,
+    batches: VecDeque<(u64, RecordBatch)>,
     place: usize,
 }
 
@@ -456,7 +466,7 @@ impl TableFunctionCallbacks for StreamFunction {
             None => None,
         };
         let incoming = incoming.ok_or_else(|| duckdb::Error::invalid_input("there is no such stream"))?;
-        let importer = import_for(context, &incoming.schema)?;
+        let importer = import_for(context, incoming.checked.schema())?;
         for field in importer.schema()?.iter()? {
             let (name, logical_type) = field?;
             output.add_result_column(name, &logical_type)?;
@@ -500,8 +510,11 @@ impl TableFunctionCallbacks for StreamFunction {
     ) -> duckdb::Result<Option<Worker>> {
         let columns =
             (0..columns.count()?).map(|at| columns.get_column_index(at)).collect::<duckdb::Result<Vec<_>>>()?;
-        let schema =
-            incoming.schema.project(&columns).map_err(|error| duckdb::Error::invalid_input(error.to_string()))?;
+        let schema = incoming
+            .checked
+            .schema()
+            .project(&columns)
+            .map_err(|error| duckdb::Error::invalid_input(error.to_string()))?;
         let importer = import_for(context, &Arc::new(schema))?;
         // SAFETY: the importer borrows the connection's client context, of which a connection has one throughout
         // (capi_v2_arrow.cpp, CV2ArrowImporter::context). DuckDB drops this state with the running statement, which
@@ -538,14 +551,19 @@ impl TableFunctionCallbacks for StreamFunction {
             if worker.batches.is_empty() {
                 (worker.place, worker.batches) = incoming.next()?;
             }
-            let Some(batch) = worker.batches.pop_front() else {
+            let Some((before, batch)) = worker.batches.pop_front() else {
                 worker.chunk = None;
                 return Ok(());
             };
+            // All columns, also those that the statement does not read: whether a stream is taken does not depend on that.
+            let checked = incoming.checked.batch(&batch, before).map_err(|error| {
+                incoming.failure.set(error.clone());
+                duckdb::Error::invalid_input(error.to_string())
+            })?;
             if !matches!(incoming.sharing, Sharing::Parallel { .. }) {
                 lock(&incoming.place).begin(&batch);
             }
-            let array = batch.project(&worker.columns).map_err(Error::internal).and_then(arrow::export);
+            let array = arrow::export(checked.project(&worker.columns));
             let array = array.map_err(|error| duckdb::Error::invalid_input(error.to_string()))?;
             worker.importer.append_consumed(array, true)?;
         }

@@ -141,6 +141,8 @@ impl Engine {
         shares: bool,
     ) -> Result<RecordBatchStream> {
         statement::check_text(&self.shared, &transformation.sql)?;
+        let sharing = if transformation.shape.reads == Reads::EachRow { Sharing::Segments } else { Sharing::Single };
+        let (source, feed) = self.sources.add(input.schema(), sharing)?;
         let seen = self.shared.see(&rights, &transformation.sql);
         let slot = seen
             .unless_killed(self.pool.slot(&rights))
@@ -149,8 +151,6 @@ impl Engine {
         seen.start();
         let (cancel, guard) = self.pool.begin();
         seen.runs(&cancel);
-        let sharing = if transformation.shape.reads == Reads::EachRow { Sharing::Segments } else { Sharing::Single };
-        let (source, feed) = self.sources.add(input.schema(), sharing);
         source.stop_with(&cancel);
         // Aborted with the output: dropping the set ends the task, which drops the input.
         let mut pump = tokio::task::JoinSet::new();
@@ -232,7 +232,7 @@ impl Work<'_> {
         }
         // Its answer's columns are told with an input without rows: where others run, too, a statement that has been started
         // takes rows before anybody asks.
-        let empty = self.sources.of(RecordBatch::new_empty(self.source.schema()), Sharing::Single);
+        let empty = self.sources.of(RecordBatch::new_empty(self.source.schema()), Sharing::Single)?;
         self.show(connection, &empty)?;
         let sql = &transformation.sql;
         let statement = guard::admit_with(shared, connection, sql, self.rights, &[INPUT])
@@ -281,7 +281,7 @@ impl Work<'_> {
         parameters: Parameters<'_>,
         whole: &Importer,
     ) -> Option<Run<'c>> {
-        let empty = self.sources.of(RecordBatch::new_empty(self.source.schema()), Sharing::Single);
+        let empty = self.sources.of(RecordBatch::new_empty(self.source.schema()), Sharing::Single).ok()?;
         self.show(connection, &empty).ok()?;
         let statement = guard::admit_with(self.shared, connection, &carry.sql, self.rights, &[INPUT]).ok()?;
         let importer = self.columns(connection, &statement, parameters).ok()?;
@@ -408,7 +408,7 @@ impl Work<'_> {
         parameters: Parameters<'_>,
         rows: RecordBatch,
     ) -> bool {
-        let source = self.sources.of(rows, Sharing::Single);
+        let Ok(source) = self.sources.of(rows, Sharing::Single) else { return false };
         let tried = self.show(connection, &source).and_then(|()| {
             let mut result = self.start(connection, statement, parameters)?;
             while result.next_array().map_err(|error| self.shared.cause(&error))?.is_some() {}

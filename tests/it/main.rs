@@ -4,6 +4,7 @@
 #![expect(clippy::type_complexity, reason = "cases are tables")]
 
 mod admin;
+mod arrow_corpus;
 mod audit;
 mod auth;
 mod backup;
