@@ -24,7 +24,7 @@ FLIGHTS = """CREATE TABLE flights AS SELECT DATE '2006-01-01' + (i % 90)::INTEGE
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     running = Server(tmp_path_factory.mktemp("wasm"))
-    for name in ("processed", "keep", "tokens", "hash"):
+    for name in ("processed", "keep", "tokens", "hash", "copy_nested"):
         module = (MODULES / f"{name}.wasm").read_bytes()
         body = {"name": f"wasm_{name}", "wasm": base64.b64encode(module).decode()}
         added = json.loads(running.action("add_exchange", body)[0])
@@ -105,6 +105,33 @@ def test_texts_are_hashed_in_c(server):
         exchange(server, "wasm_hash", rows.select(["n"]))
 
 
+def test_nested_columns_are_made_with_every_null_where_it_was(server):
+    lists = [[1, None, 2], None, [], [3], None]
+    rows = pa.table(
+        {
+            "id": pa.array(range(5), pa.int64()),
+            "list": pa.array(lists, pa.list_(pa.int64())),
+            "large": pa.array(lists, pa.large_list(pa.int32())),
+            "fixed": pa.array([[1, 2], None, [None, 3], [4, 5], None], pa.list_(pa.int32(), 2)),
+            "struct": pa.array(
+                [{"n": 1, "t": "a"}, None, {"n": None, "t": None}, {"n": 2, "t": ""}, None],
+                pa.struct([("n", pa.int64()), ("t", pa.string())]),
+            ),
+            "deep": pa.array(
+                [[{"l": [1]}, None, {"l": None}], None, [], [{"l": []}], [None]],
+                pa.list_(pa.struct([("l", pa.list_(pa.int64()))])),
+            ),
+        }
+    )
+    # NULL lists whose items are there and mean nothing.
+    offsets, items = pa.array([0, 2, 4, 5, 5, 6], pa.int32()), pa.array(range(6), pa.int64())
+    hidden = pa.ListArray.from_arrays(offsets, items, mask=pa.array([False, True, False, True, False]))
+    rows = rows.append_column("hidden", hidden)
+    for part in (rows, rows.slice(1, 3), rows.slice(1, 1), rows.slice(0, 0)):
+        answer = exchange(server, "wasm_copy_nested", part)
+        assert answer.schema == part.schema and answer.to_pylist() == part.to_pylist()
+
+
 def test_chains_mix_kinds(server):
     server.action("add_exchange", {"name": "late", "sql": "SELECT * FROM input WHERE DEP_DELAY > 100"})
     rows = flights(server)
@@ -123,7 +150,7 @@ def test_modules_are_tried_out_and_added_by_the_command_line(server, tmp_path):
     assert "processed: Boolean" in tried.stderr
     assert re.search(r"200000 rows in \d+ batches in, 200000 rows in \d+ batches out, [\d.]+ s", tried.stderr)
     tried = mallard("test", MODULES / "keep.wasm", "--params", '{"column": "processed"}', "--in", answer)
-    assert tried.returncode == 1 and 'the parameter "above" must be a number' in tried.stderr
+    assert tried.returncode == 1 and 'the parameter "above" must be a whole number' in tried.stderr
     added = mallard("add", server.location, "wasm_processed", "--wasm", MODULES / "processed.wasm", "--replace")
     assert json.loads(added.stdout) == {"name": "wasm_processed", "version": 2}, added.stderr
 

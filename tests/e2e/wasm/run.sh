@@ -24,12 +24,14 @@ if ! [ -d "$(rustc --print sysroot)/lib/rustlib/wasm32-unknown-unknown" ]; then
 fi
 
 mkdir -p "$modules"
+rustc --edition 2021 --test "$root/sdk/mallard-exchanger/src/lib.rs" -o "$modules/sdk-tests"
+"$modules/sdk-tests" --quiet
 sdk=$root/sdk/mallard-exchanger
 compile() {
     "$rustc" --edition 2021 -O --target wasm32-unknown-unknown "$@"
 }
 compile --crate-type rlib --crate-name mallard_exchanger "$sdk/src/lib.rs" -o "$modules/libmallard_exchanger.rlib"
-for example in processed keep tokens; do
+for example in processed keep tokens copy_nested; do
     compile --crate-type cdylib -C panic=abort -C lto=fat -C strip=symbols \
         --extern mallard_exchanger="$modules/libmallard_exchanger.rlib" \
         "$sdk/examples/$example.rs" -o "$modules/$example.wasm"
