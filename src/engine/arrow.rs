@@ -20,7 +20,8 @@ pub(super) const DUCKDB_TYPE: &str = "mallard.duckdb_type";
 pub(super) struct Importer {
     raw: DataType,
     schema: SchemaRef,
-    plain: bool,
+    /// Of each column.
+    plain: Vec<bool>,
     changes: bool,
 }
 
@@ -33,7 +34,25 @@ impl Importer {
         let changes = raw.fields().iter().any(|field| plain::changes(field, plain));
         let fields: Fields = raw.fields().iter().map(|field| plain::field(field, plain)).collect();
         let schema = Arc::new(Schema::new(fields));
+        let plain = vec![plain; raw.fields().len()];
         Ok(Self { raw: DataType::Struct(raw.fields().clone()), schema, plain, changes })
+    }
+
+    /// The columns without loss, whatever the form of the others.
+    pub(super) fn lossless(&self) -> Schema {
+        let Self { raw: DataType::Struct(raw), .. } = self else { unreachable!("built from a schema's fields") };
+        Schema::new(raw.iter().map(|field| plain::field(field, false)).collect::<Fields>())
+    }
+
+    /// From now on these columns are given without loss.
+    pub(super) fn keep_lossless(&mut self, kept: &[bool]) {
+        let lossless = self.lossless();
+        let mut fields = self.schema.fields().to_vec();
+        for (index, _) in kept.iter().enumerate().filter(|(_, kept)| **kept) {
+            self.plain[index] = false;
+            fields[index] = lossless.fields()[index].clone();
+        }
+        self.schema = Arc::new(Schema::new(fields));
     }
 
     pub(super) fn schema(&self) -> SchemaRef {
@@ -77,7 +96,8 @@ impl Importer {
         let (_, mut columns, _) = rows.into_parts();
         if self.changes {
             let Self { raw: DataType::Struct(raw), .. } = self else { unreachable!("built from a schema's fields") };
-            let changed = raw.iter().zip(columns).map(|(field, column)| plain::array(field, column, self.plain));
+            let columns_in = raw.iter().zip(columns).zip(&self.plain);
+            let changed = columns_in.map(|((field, column), plain)| plain::array(field, column, *plain));
             columns = changed.collect::<Result<_>>()?;
         }
         let options = RecordBatchOptions::new().with_row_count(Some(length));

@@ -3,7 +3,7 @@
 //! DuckDB copies every column of an answer twice on its way out. Where a SELECT has a row for each row of its input, and in
 //! the same order, its plain columns are the input's own arrays.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use arrow_array::RecordBatch;
 use arrow_schema::{Schema, SchemaRef};
@@ -72,7 +72,7 @@ impl Carry {
         Some((items, rest))
     }
 
-    /// How the answer is put together, where the columns that are passed on have the types that DuckDB gives them.
+    /// How the answer is put together: the columns that are passed on have the types that they came with.
     pub(super) fn resolve(&self, input: &Schema, answer: &SchemaRef, computed: &Schema) -> Option<Carried> {
         let mut places = Vec::new();
         let names: Vec<String> = input.fields().iter().map(|field| field.name().to_lowercase()).collect();
@@ -98,15 +98,22 @@ impl Carry {
         if places.len() != answer.fields().len() || expressions.max(1) != computed.fields().len() {
             return None;
         }
-        let is_kept = |(place, field): (&Place, &arrow_schema::FieldRef)| {
-            let from = match place {
-                Place::Input(column) => input.field(*column),
-                Place::Computed(column) => computed.field(*column),
-            };
-            from.data_type() == field.data_type() && from.extension_type_name() == field.extension_type_name()
-        };
-        let kept = places.iter().zip(answer.fields()).all(is_kept);
-        kept.then(|| Carried { schema: answer.clone(), places, rest: None })
+        let mut fields = Vec::with_capacity(places.len());
+        for (place, field) in places.iter().zip(answer.fields()) {
+            match place {
+                // As it came: type, metadata, and whether it has NULLs.
+                Place::Input(column) => fields.push(input.field(*column).clone().with_name(field.name())),
+                Place::Computed(column) => {
+                    let own = computed.field(*column);
+                    if own.data_type() != field.data_type() || own.extension_type_name() != field.extension_type_name()
+                    {
+                        return None;
+                    }
+                    fields.push(field.as_ref().clone());
+                }
+            }
+        }
+        Some(Carried { schema: Arc::new(Schema::new(fields)), places, rest: None })
     }
 }
 
@@ -151,7 +158,7 @@ fn only(node: &Value, known: &[&str]) -> bool {
 
 /// Puts together what DuckDB has computed and what came in.
 pub(super) struct Carried {
-    schema: SchemaRef,
+    pub(super) schema: SchemaRef,
     places: Vec<Place>,
     /// Of the last batch that came in.
     rest: Option<RecordBatch>,

@@ -3,12 +3,12 @@
 //!
 //! What is not known to be row by row is taken to need the whole input: that is slower and never wrong.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use duckdb::{Parameters, connection::Connection};
 use serde_json::Value;
 
-use super::{Shared, carry::Carry, guard::BuiltIns, sandbox::INPUT};
+use super::{Shared, calls, carry::Carry, guard::BuiltIns, sandbox::INPUT};
 use crate::error::{Error, Result};
 
 /// How a query reads the input.
@@ -29,9 +29,16 @@ pub struct Shape {
     pub tables: BTreeSet<String>,
     /// What it leaves for DuckDB to compute, where it passes on columns of each row as they are.
     pub carry: Option<Carry>,
+    /// DuckDB's parse tree.
+    pub(super) tree: Arc<Value>,
 }
 
 impl Shape {
+    /// Of SQL of ours over all of the input, whose answer has DuckDB's types.
+    pub fn whole() -> Self {
+        Self { reads: Reads::Whole, tables: BTreeSet::new(), carry: None, tree: Arc::default() }
+    }
+
     pub(super) fn of(shared: &Shared, connection: &Connection, sql: &str) -> Result<Self> {
         let rows = shared.rows(
             connection,
@@ -63,7 +70,11 @@ impl Shape {
             }
             None => None,
         };
-        Ok(Self { reads, tables, carry })
+        if tables.is_empty() {
+            // Beside tables it may call what the server's users have created.
+            calls::check(shared, connection, sql, &tree)?;
+        }
+        Ok(Self { reads, tables, carry, tree: Arc::new(tree) })
     }
 }
 

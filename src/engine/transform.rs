@@ -32,6 +32,7 @@ use super::{
     guard,
     interruption::Manner,
     open::LOCK,
+    origins::{Restored, is_plain, origins},
     parameters::{self, Declared, Given},
     pool::{Cancel, CancelOnDrop, lock},
     sandbox::INPUT,
@@ -210,6 +211,18 @@ struct Run<'c> {
     importer: Importer,
     /// Where its answer is only what the statement does not pass on.
     carried: Option<Carried>,
+    /// Where columns of its answer get another type.
+    restored: Option<Restored>,
+}
+
+impl Run<'_> {
+    fn schema(&self) -> SchemaRef {
+        match (&self.carried, &self.restored) {
+            (Some(carried), _) => carried.schema.clone(),
+            (None, Some(restored)) => restored.schema.clone(),
+            (None, None) => self.importer.schema(),
+        }
+    }
 }
 
 type Head = Option<oneshot::Sender<Result<SchemaRef>>>;
@@ -251,14 +264,16 @@ impl Work<'_> {
             .collect();
         let parameters = if named.is_empty() { Parameters::None } else { Parameters::named(&named) };
         let importer = self.columns(connection, &statement, parameters)?;
-        let sent = head.take().map(|head| head.send(Ok(importer.schema())));
+        let mut run = Run { statement, importer, carried: None, restored: None };
+        let Shape { carry, tree, .. } = &transformation.shape;
+        // Without it the statement as a whole does the same.
+        match carry.as_ref().and_then(|carry| self.lean(connection, carry, parameters, &run.importer)) {
+            Some(lean) => run = lean,
+            None => run.restored = self.restored(tree, &mut run.importer),
+        }
+        let sent = head.take().map(|head| head.send(Ok(run.schema())));
         if !matches!(sent, Some(Ok(()))) {
             return Err(Error::Cancelled);
-        }
-        let mut run = Run { statement, importer, carried: None };
-        if let Some(carry) = &transformation.shape.carry {
-            // Without it the statement as a whole does the same.
-            run = self.lean(connection, carry, parameters, &run.importer).unwrap_or(run);
         }
         self.show(connection, &self.source)?;
         // What is asked for the time, and which rows tables have, is the same in every segment.
@@ -287,7 +302,17 @@ impl Work<'_> {
         let importer = self.columns(connection, &statement, parameters).ok()?;
         let carried = carry.resolve(&self.source.schema(), &whole.schema(), &importer.schema())?;
         self.source.keep();
-        Some(Run { statement, importer, carried: Some(carried) })
+        Some(Run { statement, importer, carried: Some(carried), restored: None })
+    }
+
+    /// Columns that only pass through DuckDB get the types back that they came with.
+    fn restored(&self, tree: &serde_json::Value, importer: &mut Importer) -> Option<Restored> {
+        let input = self.source.schema();
+        let origins = origins(tree, &input)?;
+        let (answer, lossless) = (importer.schema(), importer.lossless());
+        let (restored, kept) = Restored::new(&origins, is_plain(tree), &input, &answer, &lossless)?;
+        importer.keep_lossless(&kept);
+        Some(restored)
     }
 
     /// Makes a stream the relation `input` of this connection.
@@ -322,12 +347,13 @@ impl Work<'_> {
         reads: Reads,
         rows: &mpsc::Sender<Waiting>,
     ) -> Result<()> {
-        let Run { statement, importer, carried } = run;
         if reads != Reads::EachRow {
-            return self.send(&mut self.start(connection, statement, parameters)?, importer, None, rows);
+            let mut result = self.start(connection, &run.statement, parameters)?;
+            return self.send(&mut result, run, rows);
         }
         while self.source.wait(&self.shared.metrics)? {
-            self.send(&mut self.start(connection, statement, parameters)?, importer, carried.as_mut(), rows)?;
+            let mut result = self.start(connection, &run.statement, parameters)?;
+            self.send(&mut result, run, rows)?;
         }
         Ok(())
     }
@@ -347,8 +373,7 @@ impl Work<'_> {
     fn send(
         &self,
         result: &mut ArrowQueryResult<'_>,
-        importer: &Importer,
-        mut carried: Option<&mut Carried>,
+        Run { importer, carried, restored, .. }: &mut Run<'_>,
         rows: &mpsc::Sender<Waiting>,
     ) -> Result<()> {
         let send = |batch: RecordBatch| {
@@ -358,8 +383,11 @@ impl Work<'_> {
         };
         while let Some(array) = result.next_array().map_err(|error| self.shared.cause(&error))? {
             let mut batch = importer.batch(array)?;
-            match &mut carried {
-                None => send(batch)?,
+            match carried {
+                None => match restored {
+                    Some(restored) => restored.batches(&batch)?.into_iter().try_for_each(send)?,
+                    None => send(batch)?,
+                },
                 Some(carried) => {
                     while let Some(whole) = carried.next(&mut batch, &self.source)? {
                         send(whole)?;

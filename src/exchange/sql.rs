@@ -108,7 +108,7 @@ impl Sandboxes {
 
     /// The built-in exchanger that computes what transfers compare.
     pub(super) fn checksum(&self) -> Arc<dyn Exchanger> {
-        let shape = Shape { reads: Reads::Whole, tables: Default::default(), carry: None };
+        let shape = Shape::whole();
         let about = About {
             description:
                 "answers one row: how many rows there are, and the sum of DuckDB's hash of each, whatever their \

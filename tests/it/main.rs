@@ -21,6 +21,7 @@ mod descriptors;
 mod docs;
 mod endpoints;
 mod exchange;
+mod exchanged_types;
 mod exchangers;
 mod explicit_end;
 mod faults;
