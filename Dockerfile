@@ -70,7 +70,6 @@ ENV PATH=/usr/local/bin \
     HOME=/tmp \
     SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
     MALLARD__SERVER__LOCATION=grpc://0.0.0.0:8815 \
-    MALLARD__ADMIN__LISTEN=0.0.0.0:9815 \
     MALLARD__DATABASE__PATH=/data/mallard.duckdb \
     MALLARD__DATABASE__TEMP_DIRECTORY=/tmp/spill
 USER 65532:65532

@@ -64,6 +64,9 @@ pub struct Server {
 #[derive(Debug, Clone)]
 pub struct Admin {
     pub listen: Listen,
+    pub connections: usize,
+    pub timeout: Span,
+    pub show_statements: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -275,6 +278,8 @@ pub struct Session {
     pub prepared_statements: usize,
     pub prepared_statements_per_user: usize,
     pub parameters_size: Size,
+    pub parameters_size_per_user: Size,
+    pub parameters_size_in_all: Size,
 }
 
 #[derive(Debug, Clone)]
@@ -345,7 +350,12 @@ impl Default for Config {
                 drain_delay: Span(Duration::ZERO),
                 grace_period: Span(Duration::from_secs(30)),
             },
-            admin: Admin { listen: Listen(Some(SocketAddr::from(([127, 0, 0, 1], 9815)))) },
+            admin: Admin {
+                listen: Listen(Some(SocketAddr::from(([127, 0, 0, 1], 9815)))),
+                connections: 64,
+                timeout: Span(Duration::from_secs(10)),
+                show_statements: false,
+            },
             database: Database {
                 path: ":memory:".into(),
                 threads: 0,
@@ -411,6 +421,8 @@ impl Default for Config {
                 prepared_statements: 8192,
                 prepared_statements_per_user: 1024,
                 parameters_size: Size::mib(64),
+                parameters_size_per_user: Size::mib(128),
+                parameters_size_in_all: Size::mib(512),
             },
             limits: Limits {
                 queries: 16,
@@ -548,6 +560,18 @@ const KEYS: &[Key] = &[
     key!(
         admin.listen,
         "Address of the status page, /livez, /readyz, /startupz and /metrics (HTTP, its own thread), or \"off\"."
+    ),
+    key!(
+        admin.connections,
+        "Connections to the admin port at once; a further one ends the oldest. Nobody logs in there: let only probes, Prometheus and administrators reach it."
+    ),
+    key!(
+        admin.timeout,
+        "How long a connection to the admin port may take, from its start until its one answer has left."
+    ),
+    key!(
+        admin.show_statements,
+        "Whether the status page shows the texts of running statements (without literals) to everyone who reaches the admin port. Admins see them with the action queries."
     ),
     key!(database.path, "The DuckDB database file, or :memory:."),
     key!(database.threads, "DuckDB's worker threads; 0 means one per core, or as many as the container may use."),
@@ -748,6 +772,8 @@ const KEYS: &[Key] = &[
     key!(session.prepared_statements, "Prepared statements that are kept, in all."),
     key!(session.prepared_statements_per_user, "The same of one user."),
     key!(session.parameters_size, "What the values bound to one prepared statement may take in memory."),
+    key!(session.parameters_size_per_user, "The same of all statements of one user together."),
+    key!(session.parameters_size_in_all, "The same of all users together."),
     key!(limits.queries, "Statements that run at once, each on an engine thread with its own connection."),
     key!(
         limits.queries_per_user,
@@ -1159,6 +1185,7 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
         ("exchange.versions", config.exchange.versions),
         ("exchange.max_stages", config.exchange.max_stages),
         ("limits.queries", config.limits.queries),
+        ("admin.connections", config.admin.connections),
         ("limits.endpoints", config.limits.endpoints),
         ("limits.streams_per_connection", config.limits.streams_per_connection),
         ("auth.max_logins", config.auth.max_logins),

@@ -57,6 +57,56 @@ struct Inner {
     limits: config::Session,
     metrics: Metrics,
     state: Mutex<State>,
+    parameters: Arc<Parameters>,
+}
+
+/// What the values that are bound to statements take.
+struct Parameters {
+    limits: config::Session,
+    /// By user.
+    taken: Mutex<HashMap<Principal, u64>>,
+}
+
+/// The right to keep values for one statement, given back when it is dropped.
+pub struct Reserved {
+    parameters: Arc<Parameters>,
+    user: Principal,
+    bytes: u64,
+}
+
+impl Reserved {
+    /// Takes so many bytes more, or says which limit is against it.
+    pub fn grow(&mut self, more: u64) -> Result<()> {
+        let config::Session { parameters_size, parameters_size_per_user, parameters_size_in_all, .. } =
+            &self.parameters.limits;
+        let mut taken = self.parameters.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_all: u64 = taken.values().sum();
+        let own = taken.get(&self.user).copied().unwrap_or(0);
+        for (bytes, most, key, whose) in [
+            (self.bytes, parameters_size, "session.parameters_size", "the values to bind"),
+            (own, parameters_size_per_user, "session.parameters_size_per_user", "the values that this user has bound"),
+            (in_all, parameters_size_in_all, "session.parameters_size_in_all", "the values that users have bound"),
+        ] {
+            if bytes.saturating_add(more) > most.0 {
+                return Err(Error::Limit { what: format!("{whose} would take more than {most}"), key });
+            }
+        }
+        taken.insert(self.user.clone(), own + more);
+        drop(taken);
+        self.bytes += more;
+        Ok(())
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut taken = self.parameters.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = taken.get(&self.user).map_or(0, |bytes| bytes.saturating_sub(self.bytes));
+        match left {
+            0 => drop(taken.remove(&self.user)),
+            left => drop(taken.insert(self.user.clone(), left)),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -128,7 +178,8 @@ impl Listed {
 
 impl Sessions {
     pub fn new(limits: &config::Session, engine: Arc<Engine>, metrics: Metrics) -> Self {
-        let inner = Arc::new(Inner { engine, limits: limits.clone(), metrics, state: Mutex::default() });
+        let parameters = Arc::new(Parameters { limits: limits.clone(), taken: Mutex::default() });
+        let inner = Arc::new(Inner { engine, limits: limits.clone(), metrics, state: Mutex::default(), parameters });
         let swept = Arc::downgrade(&inner);
         tokio::spawn(async move {
             loop {
@@ -375,9 +426,9 @@ impl Sessions {
         Ok(())
     }
 
-    /// What values bound to a statement may take.
-    pub fn parameters_size(&self) -> config::Size {
-        self.0.limits.parameters_size
+    /// Values that the caller is about to bind to a statement.
+    pub fn reserve(&self, identity: &Identity) -> Reserved {
+        Reserved { parameters: self.0.parameters.clone(), user: identity.principal(), bytes: 0 }
     }
 
     // === sessions ===

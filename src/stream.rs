@@ -8,12 +8,14 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use arrow_array::RecordBatch;
+use arrow_array::{RecordBatch, RecordBatchOptions, make_array};
+use arrow_buffer::{BooleanBuffer, Buffer, NullBuffer};
+use arrow_data::ArrayData;
 use arrow_schema::SchemaRef;
 use futures::{Stream, StreamExt, stream::BoxStream};
 use tokio::sync::oneshot;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Record batches of one schema. The stream ends with `None`, or with one error after which it is not polled again.
 pub struct RecordBatchStream {
@@ -116,6 +118,41 @@ impl Drop for Lent {
             let _ = giving_back.send(stream);
         }
     }
+}
+
+/// A copy that shares no bytes with the batch, nor keeps what those are a part of; and how many bytes it has.
+pub fn own_copy(batch: &RecordBatch) -> Result<(RecordBatch, u64)> {
+    let mut bytes = 0;
+    let columns = batch.columns().iter().map(|column| make_array(copied(&column.to_data(), &mut bytes))).collect();
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    let copy = RecordBatch::try_new_with_options(batch.schema(), columns, &options).map_err(Error::internal)?;
+    Ok((copy, bytes))
+}
+
+fn copied(data: &ArrayData, bytes: &mut u64) -> ArrayData {
+    let mut copy = |buffer: &Buffer| {
+        *bytes += buffer.len() as u64;
+        Buffer::from_slice_ref(buffer.as_slice())
+    };
+    let buffers = data.buffers().iter().map(&mut copy).collect();
+    let nulls = data.nulls().map(|nulls| {
+        let bits = nulls.inner();
+        NullBuffer::new(BooleanBuffer::new(copy(bits.inner()), bits.offset(), bits.len()))
+    });
+    let children = data.child_data().iter().map(|child| copied(child, bytes)).collect();
+    let builder = data.clone().into_builder().buffers(buffers).nulls(nulls).child_data(children);
+    // SAFETY: each buffer has the bytes of the one in its place, and type, offset and length are the same.
+    unsafe { builder.build_unchecked() }
+}
+
+/// What the buffers of a batch hold, whether its rows use all of it or not.
+pub fn held_bytes(batch: &RecordBatch) -> u64 {
+    fn held(data: &ArrayData) -> u64 {
+        let own = data.buffers().iter().map(Buffer::len).sum::<usize>() as u64;
+        let nulls = data.nulls().map_or(0, |nulls| nulls.buffer().len() as u64);
+        own + nulls + data.child_data().iter().map(held).sum::<u64>()
+    }
+    batch.columns().iter().map(|column| held(&column.to_data())).sum()
 }
 
 /// The bytes of a batch as Arrow counts them: the slices of its buffers, without what is only reserved.

@@ -15,13 +15,14 @@ use serde::{Deserialize, Serialize};
 use crate::{
     access::{Rights, Role},
     client::{Client, Login, Trust},
-    config::{Compression, MAX_ENDPOINTS, Secret},
+    config::{Compression, MAX_ENDPOINTS, Secret, Size},
     engine::{Engine, Fingerprint, Mode, TableName},
     error::{Error, Result},
     exchange::{Chain, Registry},
     location::Location,
     stream::{RecordBatchStream, batch_bytes},
     telemetry::Metrics,
+    wire::Budget,
 };
 
 /// How often a running transfer says how far it is.
@@ -110,6 +111,8 @@ pub struct Transfer {
     compression: Option<Compression>,
     chain: Option<Chain>,
     trust: Trust,
+    /// The longest message, and what messages may hold together with those of others.
+    receiving: Option<(Size, Budget)>,
 }
 
 enum What {
@@ -150,12 +153,17 @@ impl Transfer {
         let compression = compression.map_err(|why: String| Error::invalid(format!("compression {why}")))?;
         let chain = request.exchange.map(|chain| Chain::parse(&chain)).transpose()?;
         let (rights, trust) = (rights.clone(), Trust::default());
-        Ok(Self { rights, from, login, what, to, mode, verify, endpoints, compression, chain, trust })
+        Ok(Self { rights, from, login, what, to, mode, verify, endpoints, compression, chain, trust, receiving: None })
     }
 
     /// Whom to trust where `from` is under TLS.
     pub fn trusting(self, trust: Trust) -> Self {
         Self { trust, ..self }
+    }
+
+    /// Takes messages of so many bytes at most, as long as there is room for them.
+    pub fn receiving(self, max_message: Size, budget: Budget) -> Self {
+        Self { receiving: Some((max_message, budget)), ..self }
     }
 
     /// Runs the transfer. Dropping the stream rolls it back.
@@ -197,6 +205,10 @@ impl Transfer {
     ) -> Result<Progress> {
         let source = Client::connect_trusting(&self.from, self.login.as_ref(), &self.trust).await?;
         let source = source.compressing(self.compression);
+        let source = match self.receiving.clone() {
+            Some((max_message, budget)) => source.receiving(max_message, budget),
+            None => source,
+        };
         let (input, relation) = match &self.what {
             What::Table(table) => (source.table_endpoints(table.parts(), self.endpoints).await?, table.sql()),
             What::Query(query) => (source.query_endpoints(query, self.endpoints).await?, format!("({query}\n)")),

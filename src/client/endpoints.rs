@@ -37,8 +37,14 @@ impl Client {
     async fn endpoints(&self, descriptor: FlightDescriptor, count: usize) -> Result<RecordBatchStream> {
         let info = self.info_of(descriptor, Some(count)).await?;
         let tickets: Vec<Ticket> = info.endpoint.into_iter().filter_map(|endpoint| endpoint.ticket).collect();
+        if tickets.len() > count {
+            let (peer, there) = (&self.peer, tickets.len());
+            return Err(Error::Stream(format!(
+                "{peer}: the FlightInfo has {there} endpoints where {count} were asked for"
+            )));
+        }
         // The first ticket that is used starts the statement, so all connections are there before.
-        let connections = tickets.iter().map(|_| Self::open(&self.location, self.trust.clone(), self.headers.clone()));
+        let connections = tickets.iter().map(|_| self.another());
         let connections = try_join_all(connections).await?;
         let opening = connections.iter().zip(tickets).map(|(connection, ticket)| connection.get(ticket));
         let streams = try_join_all(opening).await?;

@@ -36,16 +36,26 @@ use crate::{
     location::Location,
     stream::RecordBatchStream,
     telemetry::{ClientSpan, Method},
-    wire::{self, END_HEADER, EXPLICIT, FLIGHT_SERVICE, Sending},
+    wire::{self, Budget, END_HEADER, EXPLICIT, FLIGHT_SERVICE, Sending},
 };
 use connect::Headers;
 
 /// Messages towards the server stay near this size.
 const MESSAGE_SIZE: Size = Size::mib(2);
 
+/// Messages that a client takes, unless it is told [otherwise](Client::receiving): a row of a gigabyte is one message.
+const MAX_MESSAGE: Size = Size::mib(1024);
+
+/// The same of messages without record batches, for which gRPC reserves what a server announces: a schema of thousands of
+/// columns stays far below.
+const MAX_SMALL_MESSAGE: usize = 16 * 1024 * 1024;
+
 /// One connection to a Mallard, or to any Flight server. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
+    max_message: Size,
+    /// What all that comes may hold, where others share it.
+    budget: Option<Budget>,
     flight: FlightServiceClient<Channel>,
     channel: Channel,
     headers: Headers,
@@ -81,9 +91,22 @@ impl Client {
     async fn open(location: &Location, trust: Arc<Trust>, headers: Headers) -> Result<Self> {
         let channel = connect::channel(location, &trust).await?;
         let flight = FlightServiceClient::new(channel.clone())
-            .max_decoding_message_size(usize::MAX)
+            .max_decoding_message_size(MAX_SMALL_MESSAGE)
             .max_encoding_message_size(usize::MAX);
-        Ok(Self { flight, channel, headers, location: location.clone(), trust, peer: location.to_string() })
+        let (max_message, budget, peer) = (MAX_MESSAGE, None, location.to_string());
+        Ok(Self { max_message, budget, flight, channel, headers, location: location.clone(), trust, peer })
+    }
+
+    /// Another connection to the same server, with the same login and limits.
+    async fn another(&self) -> Result<Self> {
+        let opened = Self::open(&self.location, self.trust.clone(), self.headers.clone()).await?;
+        Ok(Self { max_message: self.max_message, budget: self.budget.clone(), ..opened })
+    }
+
+    /// Takes record batches in messages of so many bytes at most, as long as there is room for them.
+    pub fn receiving(mut self, max_message: Size, budget: Budget) -> Self {
+        (self.max_message, self.budget) = (max_message, Some(budget));
+        self
     }
 
     /// Compresses the record batches it sends, and asks the server for the same; where the network is slower than the
@@ -116,7 +139,7 @@ impl Client {
 
     fn broken(&self) -> impl Fn(&Status) -> Error + Send + Sync + use<> {
         let peer = self.peer.clone();
-        move |status| Error::from_status(&peer, status)
+        move |status| Error::carried_by(status).unwrap_or_else(|| Error::from_status(&peer, status))
     }
 
     /// The rows of one SQL statement. Dropping the stream cancels it on the server.
@@ -133,7 +156,8 @@ impl Client {
     /// The record batches that an RPC answers.
     async fn batches(&self, method: &str, request: Request<Body>) -> Result<RecordBatchStream> {
         let answer = self.call(method, request).await?;
-        let messages = wire::response(answer).map_err(|status| self.broken()(&status))?;
+        let messages = wire::response(answer, self.max_message.bytes(), self.budget.clone())
+            .map_err(|status| self.broken()(&status))?;
         wire::decode(messages, self.broken()).await
     }
 

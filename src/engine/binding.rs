@@ -25,7 +25,10 @@ use crate::{
 
 /// What was bound. Cheap to clone.
 #[derive(Clone)]
-pub struct Bound(Arc<Vec<Part>>);
+pub struct Bound(Arc<Vec<Part>>, Option<Held>);
+
+/// What is given back when the last clone is dropped.
+type Held = Arc<dyn std::any::Any + Send + Sync>;
 
 /// Rows of one schema.
 #[derive(Clone)]
@@ -37,7 +40,7 @@ struct Part {
 impl Bound {
     pub fn new(schema: SchemaRef, batches: Vec<RecordBatch>) -> Result<Self> {
         if !schema.fields().iter().any(|field| matches!(field.data_type(), DataType::Union(..))) {
-            return Ok(Self(Arc::new(vec![Part { schema, batches }])));
+            return Ok(Self(Arc::new(vec![Part { schema, batches }]), None));
         }
         let mut parts = Vec::new();
         for batch in &batches {
@@ -51,7 +54,12 @@ impl Bound {
                 schema.fields().iter().map(|field| Field::new(field.name(), DataType::Null, true)).collect();
             parts.push(Part { schema: Arc::new(Schema::new(fields)), batches: Vec::new() });
         }
-        Ok(Self(Arc::new(parts)))
+        Ok(Self(Arc::new(parts), None))
+    }
+
+    /// Keeps `held` for as long as the values are kept.
+    pub fn holding(self, held: impl std::any::Any + Send + Sync) -> Self {
+        Self(self.0, Some(Arc::new(held)))
     }
 
     fn rows(&self) -> usize {
@@ -69,7 +77,7 @@ impl Bound {
             let batch = part.batches.iter().find(|batch| batch.num_rows() > 0)?;
             Some(Part { schema: part.schema.clone(), batches: vec![batch.slice(0, 1)] })
         });
-        first.map_or_else(|| self.clone(), |part| Self(Arc::new(vec![part])))
+        first.map_or_else(|| self.clone(), |part| Self(Arc::new(vec![part]), self.1.clone()))
     }
 }
 

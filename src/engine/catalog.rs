@@ -83,6 +83,33 @@ pub struct Plan {
     pub parameters: SchemaRef,
 }
 
+/// Some of the tables, with their schemas.
+pub struct TablePage {
+    pub tables: Vec<(TableName, SchemaRef)>,
+    /// Behind which the next page begins, where there is one.
+    pub next: Option<Place>,
+}
+
+/// A table's place in the list of all; the default is before the first.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    schema: String,
+    name: String,
+}
+
+impl Place {
+    fn of(table: &TableName) -> Option<Self> {
+        match table.parts() {
+            [schema, name] => Some(Self { schema: schema.clone(), name: name.clone() }),
+            _ => None,
+        }
+    }
+}
+
+/// What a page has at most: so many tables, and a table more than so many columns.
+const PAGE_TABLES: i64 = 512;
+const PAGE_COLUMNS: usize = 8192;
+
 impl Engine {
     /// The schema that [`Engine::query`] would answer with; the statement is planned and not run.
     pub async fn schema(&self, rights: &Arc<Rights>, sql: &str) -> Result<SchemaRef> {
@@ -135,10 +162,12 @@ impl Engine {
         }
     }
 
-    /// The tables and views that the caller may read and whose `schema.table` matches the glob.
-    pub async fn tables(&self, rights: &Arc<Rights>, glob: &str) -> Result<Vec<(TableName, SchemaRef)>> {
+    /// The tables and views that the caller may read and whose `schema.table` matches the glob, in the order of their names:
+    /// some of them, behind those of the page before. A page holds an engine thread only while it is made.
+    pub async fn tables(&self, rights: &Arc<Rights>, glob: &str, after: Place) -> Result<TablePage> {
         let (user, rights, glob) = (rights, rights.clone(), glob.to_string());
         self.call(user, move |shared, connection| {
+            let Place { schema, name } = &after;
             let listed = shared.rows(
                 connection,
                 "SELECT schema_name, name FROM (\
@@ -146,24 +175,32 @@ impl Engine {
                    WHERE NOT internal AND database_name = current_database() \
                    UNION ALL SELECT schema_name, view_name FROM duckdb_views() \
                    WHERE NOT internal AND database_name = current_database()) \
-                 WHERE schema_name || '.' || name GLOB $1 ORDER BY ALL",
-                Parameters::positional(&[&glob]),
+                 WHERE schema_name || '.' || name GLOB $1 AND (schema_name, name) > ($2, $3) ORDER BY ALL LIMIT $4",
+                Parameters::positional(&[&glob, schema, name, &PAGE_TABLES]),
             )?;
-            let mut tables = Vec::with_capacity(listed.len());
+            let full = listed.len() >= PAGE_TABLES as usize;
+            let (mut tables, mut columns, mut last) = (Vec::new(), 0, None);
             for row in listed {
+                if columns >= PAGE_COLUMNS {
+                    return Ok(TablePage { tables, next: last });
+                }
                 let name = TableName::from_path(&row)?;
+                last = Place::of(&name);
                 if !matches!(name.parts(), [schema, table] if rights.may_read(schema, table)) {
                     continue;
                 }
                 let statement = statement::parse(shared, connection, &format!("SELECT * FROM {}", name.sql()))?;
                 match rows_of(shared, connection, &statement) {
-                    Ok(schema) => tables.push((name, schema)),
+                    Ok(schema) => {
+                        columns += schema.fields().len();
+                        tables.push((name, schema));
+                    }
                     // A view over something that is gone cannot be read, and the others can.
                     Err(Error::NotFound(_) | Error::Sql(_)) => {}
                     Err(error) => return Err(error),
                 }
             }
-            Ok(tables)
+            Ok(TablePage { tables, next: last.filter(|_| full) })
         })
         .await
     }

@@ -21,6 +21,7 @@ mod interruption;
 mod kept;
 mod line;
 mod metadata;
+mod once;
 mod open;
 mod origins;
 mod parameters;
@@ -58,7 +59,7 @@ use tokio::sync::{oneshot, watch};
 pub use act::Act;
 pub use backup::Manifest;
 pub use binding::Bound;
-pub use catalog::{Plan, TableName, literal, quote};
+pub use catalog::{Place as TablePlace, Plan, TableName, TablePage, literal, quote};
 pub use files::FileFormat;
 pub use ingest::{Fingerprint, Mode, Staged, Target};
 pub use kept::KeptExchanger;
@@ -82,6 +83,7 @@ use crate::{
 use error::Redact;
 use hold::Hold;
 use interruption::Manner;
+use once::Once;
 use pool::{Cancel, Pool, Slot, lock};
 use reopen::Offenders;
 use seen::{Seen, Statements};
@@ -92,6 +94,10 @@ pub struct Engine {
     shared: Arc<Shared>,
     pool: Pool,
     sources: Sources,
+    /// Answers that many may ask for at once.
+    probed: Once<()>,
+    listed: Once<Arc<Vec<RunningStatement>>>,
+    stored: Once<storage::Memory>,
 }
 
 /// What engine threads share.
@@ -228,12 +234,21 @@ impl Engine {
         self.call_on(slot, work).await
     }
 
-    /// The same for small questions of the server's own, which do not wait for clients' statements.
+    /// The same for what clients may ask the server about itself, which does not wait for clients' statements.
     async fn aside<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Shared, &Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let slot = self.pool.slot_aside().await?;
+        self.call_on(slot, work).await
+    }
+
+    /// The same for probes, which wait for no client.
+    async fn for_probe<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared, &Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let slot = self.pool.slot_for_probe().await?;
         self.call_on(slot, work).await
     }
 
@@ -286,7 +301,7 @@ impl Engine {
 
     /// Whether the database answers.
     pub async fn probe(&self) -> Result<()> {
-        self.aside(|shared, _| shared.ask()).await
+        self.probed.get(self.for_probe(|shared, _| shared.ask())).await
     }
 
     /// The version of DuckDB that is linked.

@@ -97,7 +97,8 @@ impl Engine {
             shared.prepare_state(&shared.connect()?);
         }
         let pool = Pool::new(&config.limits, shared.metrics.clone(), offenders);
-        Ok(Self { shared, pool, sources })
+        let (probed, listed, stored) = Default::default();
+        Ok(Self { shared, pool, sources, probed, listed, stored })
     }
 }
 

@@ -44,7 +44,9 @@ type Job = Box<dyn FnOnce() + Send>;
 
 pub(super) struct Pool {
     slots: Arc<Semaphore>,
-    /// One more, for small questions of the server's own.
+    /// Two more: for statements of health checks and metrics, and for the list of running statements and what the server
+    /// stores of its own.
+    probes: Arc<Semaphore>,
     aside: Arc<Semaphore>,
     waiting: AtomicUsize,
     users: Mutex<HashMap<Principal, Weak<Share>>>,
@@ -84,6 +86,7 @@ impl Pool {
         metrics.pool_size.set(limits.queries as i64);
         Self {
             slots: Arc::new(Semaphore::new(limits.queries)),
+            probes: Arc::new(Semaphore::new(1)),
             aside: Arc::new(Semaphore::new(1)),
             waiting: AtomicUsize::new(0),
             users: Mutex::default(),
@@ -129,9 +132,18 @@ impl Pool {
         share
     }
 
-    /// The engine thread that clients' statements leave free.
+    /// The engine thread that clients' statements leave free, for what clients may ask the server about itself.
     pub(super) async fn slot_aside(&self) -> Result<Slot> {
-        let permit = self.aside.clone().acquire_owned().await.map_err(|_| Error::Draining)?;
+        self.slot_of(&self.aside).await
+    }
+
+    /// The engine thread that is kept for probes, which no client's call takes.
+    pub(super) async fn slot_for_probe(&self) -> Result<Slot> {
+        self.slot_of(&self.probes).await
+    }
+
+    async fn slot_of(&self, aside: &Arc<Semaphore>) -> Result<Slot> {
+        let permit = aside.clone().acquire_owned().await.map_err(|_| Error::Draining)?;
         Ok(Slot { _permit: permit, _share: None, metrics: None })
     }
 
@@ -239,6 +251,7 @@ impl Pool {
     pub(super) fn close(&self) {
         self.slots.close();
         self.aside.close();
+        self.probes.close();
     }
 
     pub(super) fn interrupt_all(&self, reason: &Error) {

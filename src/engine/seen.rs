@@ -44,6 +44,8 @@ pub(super) struct Seen {
     id: u64,
     rights: Arc<Rights>,
     text: String,
+    /// The same without literals, once somebody has looked.
+    shown: OnceLock<String>,
     asked: Instant,
     started: OnceLock<Instant>,
     class: OnceLock<&'static str>,
@@ -104,6 +106,7 @@ impl Shared {
             id: self.statements.count.fetch_add(1, Ordering::Relaxed) + 1,
             rights: rights.clone(),
             text: text.to_string(),
+            shown: OnceLock::new(),
             asked: Instant::now(),
             started: OnceLock::new(),
             class: OnceLock::new(),
@@ -357,19 +360,25 @@ impl Engine {
         seen.iter().filter_map(Weak::upgrade).filter(|seen| !seen.has_left()).collect()
     }
 
-    /// The statements and exchanges that run or wait, the oldest first.
-    pub async fn statements(&self) -> Result<Vec<RunningStatement>> {
-        let seen = self.seen();
-        if seen.is_empty() {
-            return Ok(Vec::new());
+    /// The statements and exchanges that run or wait, the oldest first. Those who ask at once share the answer.
+    pub async fn statements(&self) -> Result<Arc<Vec<RunningStatement>>> {
+        if self.seen().is_empty() {
+            return Ok(Arc::default());
         }
+        self.listed.get(self.list()).await
+    }
+
+    async fn list(&self) -> Result<Arc<Vec<RunningStatement>>> {
+        let seen = self.seen();
         self.aside(move |_, connection| {
             let shown = |seen: &Arc<Seen>| {
                 let class = *seen.class.get().unwrap_or(&"other");
-                let text = match class {
+                // Described once; whoever looks next finds it.
+                let text = seen.shown.get_or_init(|| match class {
                     "ingest" | EXCHANGE => seen.text.clone(),
                     _ => statement::describe(connection, &seen.text, class).text,
-                };
+                });
+                let text = text.clone();
                 let queued = seen.started.get().is_none();
                 RunningStatement {
                     id: seen.id,
@@ -382,7 +391,7 @@ impl Engine {
                     rows: seen.rows.load(Ordering::Relaxed),
                 }
             };
-            Ok(seen.iter().map(shown).collect())
+            Ok(Arc::new(seen.iter().map(shown).collect()))
         })
         .await
     }

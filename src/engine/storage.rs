@@ -10,7 +10,7 @@ use crate::{error::Result, machine, telemetry::Storage};
 impl Engine {
     /// Reads what a scrape shows, beside what runs. Files and volumes are read also where DuckDB does not answer.
     pub async fn storage(&self, patience: Duration) -> Storage {
-        let asked = self.aside(|shared, connection| shared.memory(connection));
+        let asked = self.stored.get(self.for_probe(|shared, connection| shared.memory(connection)));
         let (memory, memory_limit) =
             tokio::time::timeout(patience, asked).await.ok().and_then(Result::ok).unwrap_or_default();
         let shared = &self.shared;
@@ -28,11 +28,11 @@ impl Engine {
     }
 }
 
-/// By tag: bytes in memory and in temporary files.
-type Memory = Vec<(String, u64, u64)>;
+/// By tag: bytes in memory and in temporary files; and DuckDB's limit.
+pub(super) type Memory = (Vec<(String, u64, u64)>, Option<u64>);
 
 impl Shared {
-    fn memory(&self, connection: &Connection) -> Result<(Memory, Option<u64>)> {
+    fn memory(&self, connection: &Connection) -> Result<Memory> {
         let rows = self.rows(
             connection,
             "SELECT tag, memory_usage_bytes::VARCHAR, temporary_storage_bytes::VARCHAR FROM duckdb_memory()",

@@ -243,7 +243,9 @@ impl Flight {
                 let request: transfer::Request = from_json(name, body)?;
                 // No certificate is shown: the server's own identity is not its clients' to use.
                 let trust = Trust { ca: self.config.tls.peer_ca.clone(), identity: None };
-                let transfer = Transfer::new(&identity.rights, request)?.trusting(trust);
+                let transfer = Transfer::new(&identity.rights, request)?
+                    .trusting(trust)
+                    .receiving(self.config.limits.max_message_size, self.budget.clone());
                 let progress = transfer.run(self.engine.clone(), self.exchangers.clone(), self.metrics.clone());
                 Ok(progress.map(|step| step.and_then(|step| to_json(&step))).boxed())
             }
@@ -251,8 +253,8 @@ impl Flight {
                 let seen = |query: &RunningStatement| {
                     identity.rights.role >= Role::Admin || query.is_of(&identity.principal())
                 };
-                let queries = self.engine.statements().await?.into_iter().filter(seen);
-                Ok(each(queries))
+                let queries = self.engine.statements().await?;
+                Ok(each(queries.iter().filter(|query| seen(query))))
             }
             "kill" => {
                 let which = match from_json(name, body)? {

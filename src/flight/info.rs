@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo, PollInfo, SchemaResult, Ticket};
 use arrow_schema::{Schema, SchemaRef};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 
 use super::{
     command::{Command, select_from},
@@ -11,13 +12,19 @@ use super::{
 };
 use crate::{
     auth::Identity,
-    engine::{Ask, status_schema},
+    engine::{Ask, TablePage, TablePlace, status_schema},
     error::{Error, Result},
     wire::schema_bytes,
 };
 
 /// Each ticket holds its statement, and stock clients refuse messages above 4 MiB, in which the schema must have room, too.
 const MAX_TICKETS_BYTES: usize = 3 * 1024 * 1024;
+
+/// What of the list of tables comes next.
+enum Page {
+    Ready(TablePage),
+    After(TablePlace),
+}
 
 impl Flight {
     /// Plans the statement, does not run it, and hands out as many tickets for it as endpoints are asked for.
@@ -77,19 +84,40 @@ impl Flight {
         Ok(SchemaResult { schema: schema_bytes(&schema)? })
     }
 
-    /// The tables and views whose `schema.table` matches the criteria, a glob; empty means all.
-    pub(super) async fn list(&self, identity: &Identity, criteria: &[u8]) -> Result<Vec<FlightInfo>> {
+    /// The tables and views whose `schema.table` matches the criteria, a glob; empty means all. A page of them is there when
+    /// this returns, and the next one is asked for when the client has taken it.
+    pub(super) async fn list(
+        &self,
+        identity: &Identity,
+        criteria: &[u8],
+    ) -> Result<impl Stream<Item = Result<FlightInfo>> + Send + use<>> {
         let glob = match criteria {
             [] => "*".to_string(),
             bytes => super::command::text("criteria expression", bytes)?,
         };
-        let mut flights = Vec::new();
-        for (table, schema) in self.engine.tables(&identity.rights, &glob).await? {
-            let descriptor = FlightDescriptor::new_path(table.parts().to_vec());
-            flights
-                .push(self.flight_info(identity, &select_from(&table), None, &schema, 1)?.with_descriptor(descriptor));
-        }
-        Ok(flights)
+        let first = self.engine.tables(&identity.rights, &glob, TablePlace::default()).await?;
+        let (flight, caller) = (self.clone(), identity.clone());
+        let pages = stream::try_unfold(Some(Page::Ready(first)), move |page| {
+            let (flight, caller, glob) = (flight.clone(), caller.clone(), glob.clone());
+            async move {
+                let TablePage { tables, next } = match page {
+                    None => return Ok::<_, Error>(None),
+                    Some(Page::Ready(ready)) => ready,
+                    Some(Page::After(place)) => flight.engine.tables(&caller.rights, &glob, place).await?,
+                };
+                Ok(Some((tables, next.map(Page::After))))
+            }
+        });
+        let (flight, caller) = (self.clone(), identity.clone());
+        let flights = pages.map_ok(move |tables| {
+            let (flight, caller) = (flight.clone(), caller.clone());
+            stream::iter(tables).map(move |(table, schema)| {
+                let descriptor = FlightDescriptor::new_path(table.parts().to_vec());
+                let info = flight.flight_info(&caller, &select_from(&table), None, &schema, 1)?;
+                Ok(info.with_descriptor(descriptor))
+            })
+        });
+        Ok(flights.try_flatten())
     }
 
     /// `note` is for whoever answers the tickets.

@@ -39,7 +39,7 @@ impl Router {
             .accept_compressed(CompressionEncoding::Zstd);
         let compressing =
             standard.clone().send_compressed(CompressionEncoding::Gzip).send_compressed(CompressionEncoding::Zstd);
-        let budget = Budget::new(&config.limits, flight.metrics.clone());
+        let budget = flight.budget.clone();
         Self { flight, standard, compressing, only_standard: config.wire.standard_path, max_message, budget }
     }
 

@@ -24,7 +24,7 @@ use crate::{
     session::Sessions,
     stream::{RecordBatchStream, batch_bytes},
     telemetry::{Call, Direction, Metrics},
-    wire::{self, COMPRESSION_HEADER, END_HEADER, EndRule, Sending},
+    wire::{self, Budget, COMPRESSION_HEADER, END_HEADER, EndRule, Sending},
 };
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -41,6 +41,8 @@ pub struct Flight {
     pub(super) sessions: Sessions,
     pub(super) config: Arc<Config>,
     pub(super) metrics: Metrics,
+    /// What all messages that come in may hold: of clients, and of servers that are pulled from.
+    pub(super) budget: Budget,
 }
 
 impl Flight {
@@ -54,8 +56,9 @@ impl Flight {
         let shared = SharedResults::new(config.limits.shared_results);
         let sessions = Sessions::new(&config.session, engine.clone(), metrics.clone());
         let running = Running::new(config.auth.token_ttl.0);
+        let budget = Budget::new(&config.limits, metrics.clone());
         let config = Arc::new(config.clone());
-        Self { engine, authenticator, exchangers, running, shared, sessions, config, metrics }
+        Self { engine, authenticator, exchangers, running, shared, sessions, config, metrics, budget }
     }
 
     /// How the answers of a call are to be sent: as configured, or as its headers ask.
@@ -187,7 +190,7 @@ impl FlightService for Flight {
         let Caller { identity, call } = Caller::of(request.extensions())?;
         identity.may_begin()?;
         let flights = call.noting(self.list(&identity, &request.into_inner().expression).await)?;
-        Ok(Response::new(stream::iter(flights.into_iter().map(Ok)).boxed()))
+        Ok(Response::new(flights.map_err(Status::from).boxed()))
     }
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<FlightInfo> {

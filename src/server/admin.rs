@@ -1,7 +1,11 @@
 //! The admin port: /livez, /readyz and /metrics over HTTP, on a thread of its own, so that it answers however busy
 //! the Flight port is.
+//!
+//! Nobody logs in here. A connection has one request and a deadline for all of it, and where there are too many, the oldest
+//! makes room: probes take milliseconds, so they get through beside connections that stand still.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     sync::Arc,
     thread::JoinHandle,
@@ -11,23 +15,27 @@ use std::{
 use askama::Template;
 use axum::{
     Router,
+    body::Body,
     extract::{RawQuery, State as With},
     http::{
-        HeaderMap, StatusCode,
+        HeaderMap, Request, StatusCode,
         header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
     },
     response::{Html, IntoResponse, Response},
     routing::get,
 };
-use tokio::sync::oneshot;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpListener, sync::oneshot, task::AbortHandle};
+use tower::ServiceExt;
 
 use super::{
     gate::{Gate, State},
-    status::{self, Check, StatusPage, Throughput},
+    status::{self, Check, Statement, StatusPage, Throughput},
 };
 use crate::{
     auth::Authenticator,
-    config::Config,
+    config::{self, Config},
     engine::Engine,
     error::{Error, Result},
     location::Location,
@@ -36,6 +44,12 @@ use crate::{
 
 /// A database that does not answer this soon is not ready.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a request's head may take.
+const MAX_HEAD: usize = 32 * 1024;
+
+/// How long accepting waits after an error, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Stops when dropped.
 pub(super) struct Admin {
@@ -48,6 +62,7 @@ struct Shared {
     location: Location,
     public: Option<Location>,
     auth: bool,
+    show_statements: bool,
     start: Instant,
     throughput: Throughput,
     metrics: Metrics,
@@ -74,12 +89,14 @@ impl Admin {
             location: location.clone(),
             public: config.server.public_location.clone(),
             auth: config.auth.enabled,
+            show_statements: config.admin.show_statements,
             start: Instant::now(),
             throughput: Throughput::default(),
             metrics,
             gate,
             authenticator,
         });
+        let limits = config.admin.clone();
         let serve = move || {
             runtime.block_on(async move {
                 let sampled = shared.clone();
@@ -98,13 +115,13 @@ impl Admin {
                     .route("/metrics", get(metrics_text))
                     .with_state(shared);
                 let served = async {
-                    let listener = tokio::net::TcpListener::from_std(listener)?;
-                    axum::serve(listener, app).await
+                    match TcpListener::from_std(listener) {
+                        Ok(listener) => answer(listener, app, limits).await,
+                        Err(error) => tracing::error!(%error, "the admin port ended"),
+                    }
                 };
                 tokio::select! {
-                    outcome = served => if let Err(error) = outcome {
-                        tracing::error!(%error, "the admin port ended");
-                    },
+                    () = served => {}
                     // Open connections are not waited for.
                     _ = stopped => {}
                 }
@@ -126,6 +143,35 @@ impl Drop for Admin {
             // A panic there has been logged by the panic hook.
             let _ = thread.join();
         }
+    }
+}
+
+/// Takes connections, each for one request.
+async fn answer(listener: TcpListener, app: Router, limits: config::Admin) {
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "a connection to the admin port was not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        open.retain(|connection| !connection.is_finished());
+        while open.len() >= limits.connections.max(1) {
+            open.pop_front().iter().for_each(AbortHandle::abort);
+        }
+        let app = app.clone();
+        let service = service_fn(move |request: Request<Incoming>| app.clone().oneshot(request.map(Body::new)));
+        let connection = http1::Builder::new()
+            .keep_alive(false)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(stream), service);
+        let deadline = limits.timeout.limit().unwrap_or(Duration::MAX);
+        // A connection that breaks or takes too long has nobody to be told.
+        let served = async move { drop(tokio::time::timeout(deadline, connection).await) };
+        open.push_back(tokio::spawn(served).abort_handle());
     }
 }
 
@@ -229,7 +275,11 @@ async fn status_page(With(shared): With<Arc<Shared>>, headers: HeaderMap) -> Res
         streams: shared.metrics.streams_open.get(),
         connections: shared.metrics.connections.get(),
         sessions: shared.authenticator.sessions(),
-        statements: statements.unwrap_or_default().into_iter().map(Into::into).collect(),
+        statements: statements
+            .unwrap_or_default()
+            .iter()
+            .map(|one| Statement::of(one, shared.show_statements))
+            .collect(),
         location: status::reachable(shared.public.as_ref(), &shared.location, asked),
         auth: shared.auth,
     };

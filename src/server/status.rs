@@ -50,8 +50,10 @@ pub(super) struct Flow {
     points: String,
 }
 
+/// Without a login, a statement shows its class, and its text only where the configuration says so.
 pub(super) struct Statement {
-    text: String,
+    class: &'static str,
+    text: Option<String>,
     seconds: String,
     rows: u64,
     queued: bool,
@@ -60,14 +62,17 @@ pub(super) struct Statement {
 /// A statement's text is cut where it would hide the others.
 const MAX_TEXT: usize = 600;
 
-impl From<RunningStatement> for Statement {
-    fn from(statement: RunningStatement) -> Self {
-        let mut text: String = statement.text.chars().take(MAX_TEXT).collect();
-        if text.len() < statement.text.len() {
-            text.push('…');
-        }
+impl Statement {
+    pub(super) fn of(statement: &RunningStatement, show_text: bool) -> Self {
+        let text = show_text.then(|| {
+            let mut text: String = statement.text.chars().take(MAX_TEXT).collect();
+            if text.len() < statement.text.len() {
+                text.push('…');
+            }
+            text
+        });
         let seconds = format!("{:.1}", statement.running.as_secs_f64());
-        Self { text, seconds, rows: statement.rows, queued: statement.queued }
+        Self { class: statement.class, text, seconds, rows: statement.rows, queued: statement.queued }
     }
 }
 

@@ -11,7 +11,7 @@ use futures::{FutureExt, Stream, StreamExt, future::BoxFuture};
 use http::Response;
 use http_body::Body as _;
 use prost::Message;
-use tonic::{Status, Streaming, body::Body, codec::Codec};
+use tonic::{Code, Status, Streaming, body::Body, codec::Codec};
 use tonic_prost::ProstCodec;
 
 use super::{
@@ -27,6 +27,8 @@ struct Incoming {
     budget: Option<Budget>,
     /// The wait for room in it.
     asking: Option<BoxFuture<'static, error::Result<Held>>>,
+    /// Whether it is what a server answers.
+    answers: bool,
     /// Whether trailers must tell how it ended.
     status_follows: bool,
     ended: bool,
@@ -46,19 +48,22 @@ pub fn request_within(
     Incoming { budget: Some(budget), ..Incoming::new(body, Parser::asking(max_message), false) }
 }
 
-/// What a server answers; an answer that is an error from the start is one here.
+/// What a server answers, in messages of so many bytes at most, as long as `budget` has room for it, where there is one; an
+/// answer that is an error from the start is one here.
 pub fn response(
     response: Response<Body>,
+    max_message: usize,
+    budget: Option<Budget>,
 ) -> Result<impl Stream<Item = Result<FlightData, Status>> + Send + 'static, Status> {
     let known = Status::from_header_map(response.headers());
-    if let Some(failed) = known.as_ref().filter(|status| status.code() != tonic::Code::Ok) {
+    if let Some(failed) = known.as_ref().filter(|status| status.code() != Code::Ok) {
         return Err(failed.clone());
     }
     if !response.status().is_success() {
         return Err(Status::unknown(format!("the answer is HTTP {}, not gRPC", response.status())));
     }
-    // A client has asked for what it gets: it takes messages of any size.
-    Ok(Incoming::new(response.into_body(), Parser::new(usize::MAX), known.is_none()))
+    let parser = if budget.is_some() { Parser::asking(max_message) } else { Parser::new(max_message) };
+    Ok(Incoming { budget, answers: true, ..Incoming::new(response.into_body(), parser, known.is_none()) })
 }
 
 /// The one message of a unary request.
@@ -71,7 +76,7 @@ pub async fn first<M: Message + Default + 'static>(body: Body, max_message: usiz
 pub fn messages<M: Message + Default + 'static>(
     response: Response<Body>,
 ) -> impl Stream<Item = Result<M, Status>> + Send + 'static {
-    let failed = Status::from_header_map(response.headers()).filter(|status| status.code() != tonic::Code::Ok);
+    let failed = Status::from_header_map(response.headers()).filter(|status| status.code() != Code::Ok);
     let decoder = ProstCodec::<M, M>::default().decoder();
     let status = response.status();
     let messages = Streaming::new_response(decoder, response.into_body(), status, None, None);
@@ -83,7 +88,25 @@ pub fn messages<M: Message + Default + 'static>(
 
 impl Incoming {
     fn new(body: Body, parser: Parser, status_follows: bool) -> Self {
-        Self { body, piece: Bytes::new(), parser, budget: None, asking: None, status_follows, ended: false }
+        Self {
+            body,
+            piece: Bytes::new(),
+            parser,
+            budget: None,
+            asking: None,
+            answers: false,
+            status_follows,
+            ended: false,
+        }
+    }
+
+    /// A server's message over the limit, which is of the configuration where others share the budget.
+    fn too_large(&self, what: &str) -> error::Error {
+        let what = what.to_string();
+        match self.budget {
+            Some(_) => error::Error::Limit { what, key: "limits.max_message_size" },
+            None => error::Error::Stream(what),
+        }
     }
 
     fn end(&mut self, failure: Option<Status>) -> Poll<Option<Result<FlightData, Status>>> {
@@ -117,6 +140,10 @@ impl Stream for Incoming {
             match this.parser.push(&mut this.piece) {
                 Ok(Some(message)) => return Poll::Ready(Some(Ok(message))),
                 Ok(None) => {}
+                Err(status) if this.answers && status.code() == Code::OutOfRange => {
+                    let too_large = this.too_large(status.message());
+                    return this.end(Some(too_large.carried()));
+                }
                 Err(status) => return this.end(Some(status)),
             }
             if let (Some(wanted), Some(budget)) = (this.parser.wanted(), &this.budget) {
@@ -134,7 +161,7 @@ impl Stream for Incoming {
                     Err(frame) => {
                         let status = frame.trailers_ref().and_then(Status::from_header_map);
                         let failure = match status {
-                            Some(status) if this.status_follows && status.code() != tonic::Code::Ok => Some(status),
+                            Some(status) if this.status_follows && status.code() != Code::Ok => Some(status),
                             Some(_) if this.status_follows => this.within_message(),
                             _ => this.without_status(),
                         };

@@ -26,6 +26,16 @@ const MAX_HEADER: usize = 16 * 1024 * 1024;
 /// What is kept ready of a field that a peer announces but has not sent.
 const AHEAD: usize = 64 * 1024;
 
+/// The same of a body: messages of the usual sizes have their buffer at once, and the buffer of a longer one grows with the
+/// bytes that have come.
+const BODY_AHEAD: usize = 4 * 1024 * 1024;
+
+/// Small messages are counted together: so many bytes of them are asked for at once.
+const SMALL: usize = 64 * 1024;
+
+/// What a small message costs beside its bytes.
+const OVERHEAD: usize = 256;
+
 /// Cuts gRPC messages of FlightData out of pieces of a body.
 pub(super) struct Parser {
     state: State,
@@ -34,11 +44,22 @@ pub(super) struct Parser {
     message: FlightData,
     max_message: usize,
     pool: Pool,
-    /// Whether long messages wait for the right to be kept.
+    /// Whether messages wait for the right to be kept.
     asks: bool,
-    /// The bytes of a message that has begun and waits for it.
-    wanted: Option<usize>,
+    /// What a message that has begun waits for.
+    wanted: Option<Wanted>,
     held: Option<Held>,
+    /// What small messages share, and how much of it is left.
+    small: Option<(Held, usize)>,
+}
+
+/// Bytes that a stream asks for before it keeps a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// A long message's own.
+    Long(usize),
+    /// Of a message of less than 64 KiB and of those behind it.
+    Small(usize),
 }
 
 /// The right to keep a message's bytes, given back when the last array in them is dropped.
@@ -105,21 +126,27 @@ impl Parser {
             asks: false,
             wanted: None,
             held: None,
+            small: None,
         }
     }
 
-    /// One that does not go on with a long message before it has been [`granted`](Self::granted) what it
+    /// One that does not go on with a message before it has been [`granted`](Self::granted) what it
     /// [`wants`](Self::wanted).
     pub(super) fn asking(max_message: usize) -> Self {
         Self { asks: true, ..Self::new(max_message) }
     }
 
-    /// The bytes of the message that waits for the right to be kept.
-    pub(super) fn wanted(&self) -> Option<usize> {
+    /// What the message that has begun waits for.
+    pub(super) fn wanted(&self) -> Option<Wanted> {
         self.wanted
     }
 
     pub(super) fn granted(&mut self, held: Held) {
+        if let Some(Wanted::Small(bytes)) = self.wanted {
+            // The message that asked for it has taken its part.
+            let left = bytes.saturating_sub(self.left + OVERHEAD);
+            self.small = Some((held.clone(), left));
+        }
         (self.wanted, self.held) = (None, Some(held));
     }
 
@@ -182,6 +209,7 @@ impl Parser {
             }
             State::Body { buffer, wanted } => {
                 let taken = (*wanted - buffer.len()).min(available);
+                grow(buffer, taken, *wanted);
                 // The one copy of these bytes.
                 buffer.extend_from_slice(&piece[..taken]);
                 piece.advance(taken);
@@ -217,9 +245,26 @@ impl Parser {
             )));
         }
         self.left = length;
-        self.wanted = (self.asks && length >= ROUND).then_some(length);
+        if self.asks {
+            self.ask(length);
+        }
         self.state = State::Key(Varint::default());
         Ok(())
+    }
+
+    fn ask(&mut self, length: usize) {
+        if length >= SMALL {
+            self.wanted = Some(Wanted::Long(length));
+            return;
+        }
+        match &mut self.small {
+            Some((held, left)) if *left >= length + OVERHEAD => {
+                *left -= length + OVERHEAD;
+                self.held = Some(held.clone());
+            }
+            // What is left of it stays counted as long as a message of it is kept.
+            _ => (self.small, self.wanted) = (None, Some(Wanted::Small(SMALL + OVERHEAD))),
+        }
     }
 
     fn field(&mut self, key: u64) -> Result<(), Status> {
@@ -297,7 +342,8 @@ const ROUND: usize = 64 * 1024;
 const TOO_LARGE: usize = 4;
 
 impl Pool {
-    /// An empty buffer with room for so many bytes, aligned as Arrow recommends it.
+    /// An empty buffer for so many bytes, aligned as Arrow recommends it. It has room for all of them where that is not
+    /// much, or is there already.
     fn take(&self, wanted: usize) -> MutableBuffer {
         if wanted < ROUND {
             return MutableBuffer::with_capacity(wanted);
@@ -309,7 +355,7 @@ impl Pool {
             None => {
                 // It does not fit what comes now: it would only wait.
                 free.pop();
-                MutableBuffer::with_capacity(wanted.next_multiple_of(ROUND))
+                MutableBuffer::with_capacity(wanted.next_multiple_of(ROUND).min(BODY_AHEAD))
             }
         }
     }
@@ -318,6 +364,18 @@ impl Pool {
     fn lend(&self, buffer: MutableBuffer, held: Option<Held>) -> Bytes {
         Bytes::from_owner(Lent { buffer, pool: self.clone(), _held: held })
     }
+}
+
+/// Makes room for `more` bytes of a body of `wanted` in all: what is reserved is at most twice what has come.
+fn grow(buffer: &mut MutableBuffer, more: usize, wanted: usize) {
+    let needed = buffer.len() + more;
+    if needed <= buffer.capacity() {
+        return;
+    }
+    let capacity = needed.max(2 * buffer.capacity()).min(wanted).next_multiple_of(ROUND);
+    let mut larger = MutableBuffer::with_capacity(capacity);
+    larger.extend_from_slice(buffer.as_slice());
+    *buffer = larger;
 }
 
 struct Lent {

@@ -43,7 +43,7 @@ def browser(tmp_path):
 
 
 def test_a_browser_shows_what_runs_and_how_to_connect(launch, browser):
-    server = launch("--auth", settings=WITH_USERS)
+    server = launch("--auth", settings={**WITH_USERS, "MALLARD__ADMIN__SHOW_STATEMENTS": "true"})
     with server.client() as client:
         options = flight.FlightCallOptions(headers=[client.authenticate_basic_token(USER, PASSWORD)])
         server.put("birds", pa.table({"name": ["mallard", "teal"] * 500_000}), options)

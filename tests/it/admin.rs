@@ -1,10 +1,13 @@
 //! The admin port: probes and metrics.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{TestServer, people, row, table, until};
+use mallard::config::Span;
+use tokio::net::TcpStream;
+
+use crate::support::{TestServer, people, row, table, test_config, until};
 
 /// Status and body of a GET.
 pub(crate) async fn fetch(address: SocketAddr, path: &str) -> (u16, String) {
@@ -66,4 +69,50 @@ async fn metrics_count_what_happened() {
     ] {
         assert!(text.contains(name), "{name} in:\n{text}");
     }
+}
+
+/// Connections to the admin port that send this, and then nothing.
+async fn standing(address: SocketAddr, count: usize, sent: &str) -> Vec<TcpStream> {
+    let mut connections = Vec::new();
+    for _ in 0..count {
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        // Where there are too many, the server may have ended it already.
+        let _ = connection.write_all(sent.as_bytes()).await;
+        connections.push(connection);
+    }
+    connections
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_stand_still_are_bounded_and_end() {
+    const SENT: [&str; 5] = [
+        "",
+        "GET /livez",
+        "GET /livez HTTP/1.1\r\nhost: admin\r\nx-slow: ",
+        // A body that does not come, and an answer after which nothing is asked.
+        "GET /livez HTTP/1.1\r\nhost: admin\r\ncontent-length: 1000000000\r\n\r\n",
+        "GET /livez HTTP/1.1\r\nhost: admin\r\n\r\n",
+    ];
+    let mut config = test_config();
+    config.admin.connections = 8;
+    config.admin.timeout = Span(Duration::from_secs(1));
+    let server = TestServer::with(config).await;
+    let address = server.server.admin_address().unwrap();
+    for sent in SENT {
+        let mut connections = standing(address, 50, sent).await;
+        // Whoever comes then gets an answer, at once: the oldest make room.
+        assert_eq!(server.admin("/readyz").await, (200, "ready\n".to_string()), "{sent:?}");
+        // And each of them ends, without a word or with its one answer.
+        for connection in &mut connections {
+            let mut answer = Vec::new();
+            let ended = tokio::time::timeout(Duration::from_secs(20), connection.read_to_end(&mut answer)).await;
+            assert!(ended.is_ok(), "{sent:?} keeps its connection");
+        }
+    }
+    // One that is within the limits and in time is answered in full.
+    let mut slow = standing(address, 1, "GET /livez HTTP/1.1\r\n").await.remove(0);
+    slow.write_all(b"host: admin\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok\n"), "{answer}");
 }

@@ -54,6 +54,52 @@ async fn told_schema_is_the_streams_schema() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tables_are_listed_in_pages_and_each_once() {
+    use mallard::{
+        access::Rights,
+        engine::{Engine, TablePlace},
+        telemetry::Metrics,
+    };
+    // Names that sort unlike numbers, in two schemas, views, and tables of many columns.
+    let wide = (0..3000).map(|at| format!("c{at} INTEGER")).collect::<Vec<_>>().join(", ");
+    let mut made: Vec<String> = (0..700).map(|at| format!("CREATE TABLE main.\"t {at} 'é\" (i INTEGER)")).collect();
+    made.push("CREATE SCHEMA other".into());
+    made.extend((0..700).map(|at| format!("CREATE TABLE other.t{at} (i INTEGER)")));
+    made.extend((0..10).map(|at| format!("CREATE TABLE other.wide{at} ({wide})")));
+    made.push("CREATE VIEW main.v AS SELECT 1 AS i; CREATE VIEW other.gone AS SELECT 2 AS i".into());
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let config = crate::support::test_config();
+    let engine = Engine::open(&config, Metrics::new("")).unwrap();
+    let rights = Rights::all("ann");
+    for sql in made.iter().flat_map(|sql| sql.split("; ")) {
+        run(&client, sql).await;
+        let ask = mallard::engine::Ask { sql: sql.to_string(), ..Default::default() };
+        engine.update(&rights, &ask).await.unwrap();
+    }
+    let (mut paged, mut place, mut pages) = (Vec::new(), Some(TablePlace::default()), 0);
+    while let Some(after) = place.take() {
+        let page = engine.tables(&rights, "*", after).await.unwrap();
+        let columns: usize = page.tables.iter().map(|(_, schema)| schema.fields().len()).sum();
+        assert!(page.tables.len() <= 512 && columns < 8192 + 3000, "{} tables, {columns} columns", page.tables.len());
+        paged.extend(page.tables.into_iter().map(|(name, _)| name.parts().join(".")));
+        (place, pages) = (page.next, pages + 1);
+    }
+    assert!(pages > 3, "{pages}");
+    let mut listed = Vec::new();
+    let mut flights = server.stock().await.list_flights(arrow_flight::Criteria::default()).await.unwrap().into_inner();
+    while let Some(info) = flights.message().await.unwrap() {
+        listed.push(info.flight_descriptor.unwrap().path.join("."));
+    }
+    let mut sorted = listed.clone();
+    sorted.sort();
+    sorted.dedup();
+    assert_eq!(sorted.len(), 700 + 700 + 10 + 2, "each once");
+    assert_eq!((&listed, &paged), (&sorted, &sorted));
+    engine.close(std::time::Duration::from_secs(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tables_are_listed_and_filtered_by_glob() {
     let server = TestServer::start().await;
     let client = server.client().await;

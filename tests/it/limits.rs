@@ -19,6 +19,41 @@ async fn serve(config: Config, users: &[(&str, &str)]) -> (TestServer, Vec<Clien
     (server, clients)
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn crowd_that_lists_statements_keeps_no_probe_waiting() {
+    let mut config = test_config();
+    config.limits.queries_per_user = 0;
+    let server = TestServer::with(with_users(config, &[("ann", "reader")])).await;
+    let client = server.client_of("ann").await;
+    // Long texts: to show them without their literals takes a while.
+    let values = vec!["(1)"; 5_000].join(",");
+    let long = format!("{ENDLESS} WHERE 5000 = (SELECT count(*) FROM (VALUES {values}))");
+    let running = join_all((0..8).map(|_| client.query(&long))).await;
+    let running: Vec<_> = running.into_iter().map(Result::unwrap).collect();
+    let asking = std::sync::atomic::AtomicBool::new(true);
+    let crowd = join_all((0..128).map(async |_| {
+        let mut answers = 0;
+        while asking.load(std::sync::atomic::Ordering::Relaxed) {
+            let listed = client.action("queries", &serde_json::Value::Null).await.unwrap();
+            let count = listed.count().await;
+            assert_eq!(count, 8);
+            answers += 1;
+        }
+        answers
+    }));
+    let probes = async {
+        for _ in 0..5 {
+            let (code, says) = server.admin("/readyz?verbose").await;
+            assert_eq!(code, 200, "{says}");
+            assert_eq!(server.admin("/metrics").await.0, 200);
+        }
+        asking.store(false, std::sync::atomic::Ordering::Relaxed);
+    };
+    let (answers, ()) = tokio::join!(crowd, probes);
+    assert!(answers.iter().all(|answers| *answers > 0), "everybody was answered: {answers:?}");
+    drop(running);
+}
+
 /// Runs until it is dropped: a stream that nobody reads to its end.
 const ENDLESS: &str = "SELECT range FROM range(100000000000)";
 

@@ -29,6 +29,7 @@ mod flight_sql;
 mod floods;
 mod get;
 mod guard;
+mod hostile;
 mod info;
 mod jwt;
 mod lifecycle;

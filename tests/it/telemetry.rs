@@ -185,6 +185,7 @@ async fn one_log_line_tells_each_call_and_no_secret() {
         ("MALLARD__AUTH__USERS__ALICE__PASSWORD", "canary-password-7"),
         ("MALLARD__AUTH__USERS__ALICE__ROLE", "writer"),
         ("MALLARD__AUTH__SIGNING_KEY", "canary-key-0123456789"),
+        ("MALLARD__ADMIN__SHOW_STATEMENTS", "true"),
     ]);
     let alice = Login { user: "alice".into(), password: Secret::new("canary-password-7") };
     let client = process.client(Some(&alice)).await;
@@ -251,11 +252,13 @@ async fn the_status_page_is_one_safe_page() {
     let server = TestServer::start().await;
     let client = server.client().await;
     row(&client, "SELECT 1").await;
-    run(&client, "CREATE TABLE \"<em>wild</em>\" (i INTEGER)").await;
+    run(&client, "CREATE TABLE \"<em>wild</em>\" AS SELECT 1 AS i").await;
     let running = client.query("SELECT * FROM \"<em>wild</em>\", range(100_000_000_000)").await.unwrap();
     let (code, page) = server.admin("/").await;
     assert_eq!(code, 200);
     drop(running);
+    // Nobody logs in here: that something runs is shown, and not what.
+    assert!(page.contains("<code>select</code>") && !page.contains("wild"), "{page}");
     for there in [
         "ready",
         &format!("version {}", env!("CARGO_PKG_VERSION")),
@@ -269,6 +272,15 @@ async fn the_status_page_is_one_safe_page() {
     for forbidden in ["<em>", "<script", "src=", "url(", "http://", "https://"] {
         assert!(!page.contains(forbidden), "{forbidden} in:\n{page}");
     }
+    let mut config = test_config();
+    config.admin.show_statements = true;
+    let shown = TestServer::with(config).await;
+    let client = shown.client().await;
+    run(&client, "CREATE TABLE \"<em>wild</em>\" AS SELECT 1 AS i").await;
+    let running = client.query("SELECT * FROM \"<em>wild</em>\", range(100_000_000_000)").await.unwrap();
+    let (_, page) = shown.admin("/").await;
+    drop(running);
+    assert!(page.contains("wild") && !page.contains("<em>"), "what clients name is text: {page}");
     let mut config = test_config();
     config.server.public_location = Some("grpc://db.example.com:443".parse().unwrap());
     let (_, page) = TestServer::with(config).await.admin("/").await;

@@ -6,7 +6,7 @@ mod budget;
 mod corpus;
 mod framing;
 mod heap;
-mod limits;
+pub(crate) mod limits;
 mod mutated;
 mod paths;
 mod pointers;

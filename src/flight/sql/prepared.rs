@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result},
     flight::service::Flight,
     session::{Handle, Prepared},
-    stream::RecordBatchStream,
+    stream::{RecordBatchStream, held_bytes, own_copy},
     wire::{Upload, schema_bytes},
 };
 
@@ -62,28 +62,25 @@ impl Flight {
         let handle = query.prepared_statement_handle;
         // Before anything is read for it.
         self.sessions.prepared(identity, &handle)?;
-        let bound = self.bound(upload).await?;
+        let bound = self.bound(identity, upload).await?;
         self.sessions.bind(identity, &handle, bound)?;
         Ok(DoPutPreparedStatementResult { prepared_statement_handle: Some(handle) })
     }
 
     /// What an upload binds; nothing where it has no columns.
-    async fn bound(&self, upload: Upload) -> Result<Option<Bound>> {
+    async fn bound(&self, identity: &Identity, upload: Upload) -> Result<Option<Bound>> {
         let Some(mut stream) = upload.batches_if_any().await? else { return Ok(None) };
         let schema = stream.schema();
-        let (mut batches, mut bytes, most) = (Vec::new(), 0, self.sessions.parameters_size());
+        let (mut batches, mut reserved) = (Vec::new(), self.sessions.reserve(identity));
         while let Some(batch) = stream.try_next().await? {
-            bytes += crate::stream::batch_bytes(&batch);
-            if bytes > most.0 {
-                let what = format!("the values to bind take more than {most}");
-                return Err(Error::Limit { what, key: "session.parameters_size" });
-            }
-            batches.push(batch);
+            reserved.grow(held_bytes(&batch))?;
+            // The message that it came in goes: a statement may be kept for long.
+            batches.push(own_copy(&batch)?.0);
         }
         if schema.fields().is_empty() {
             return Ok(None);
         }
-        Bound::new(schema, batches).map(Some)
+        Ok(Some(Bound::new(schema, batches)?.holding(reserved)))
     }
 
     pub(super) async fn prepared_info(
@@ -167,7 +164,7 @@ impl Flight {
     ) -> Result<i64> {
         let handle = update.prepared_statement_handle;
         let mut prepared = self.sessions.prepared(identity, &handle)?;
-        if let Some(bound) = self.bound(upload).await? {
+        if let Some(bound) = self.bound(identity, upload).await? {
             prepared.bound = Some(bound);
         }
         if let Some(changed) = self.act(identity, &prepared.sql, prepared.transaction).await? {

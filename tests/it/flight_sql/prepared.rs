@@ -327,3 +327,53 @@ async fn prepared_statements_and_their_values_are_bounded() {
     let (code, says) = refused(first.execute().await);
     assert!(code == Code::ResourceExhausted && says.contains("session.parameters_size"), "{says}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_of_idle_statements_leave_room_for_everybodys_streams_and_have_bounds_of_their_own() {
+    use mallard::config::Size;
+    let mut config = crate::support::with_users(crate::support::test_config(), &[("ann", "writer"), ("bob", "writer")]);
+    config.limits.max_message_size = Size::mib(2);
+    config.limits.bytes_in_flight = Size::mib(4);
+    config.limits.queue_timeout = mallard::config::Span(std::time::Duration::from_secs(1));
+    config.session.parameters_size = Size::mib(2);
+    config.session.parameters_size_per_user = Size::mib(6);
+    config.session.parameters_size_in_all = Size::mib(9);
+    let server = TestServer::with(config).await;
+    let (mut ann, mut bob) = (server.sql_of("ann").await, server.sql_of("bob").await);
+    // Nested, sliced and as views: whatever it is, it is copied out of its message.
+    let million = || {
+        let text: ArrayRef = Arc::new(StringArray::from(vec!["skipped".to_string(), "x".repeat(1 << 20)]).slice(1, 1));
+        values(vec![("0", text)])
+    };
+    async fn keep(client: &mut Sql, values: RecordBatch) -> Result<(), (Code, String)> {
+        let mut kept = client.prepare("SELECT length($1::VARCHAR)".into(), None).await.unwrap();
+        kept.set_parameters(values).unwrap();
+        match kept.execute().await {
+            Ok(info) => {
+                assert_eq!(texts(&rows(client, info).await.1), ["1048576"]);
+                // Not closed: its client keeps it.
+                Ok(())
+            }
+            failed => Err(refused(failed)),
+        }
+    }
+    for _ in 0..5 {
+        keep(&mut ann, million()).await.unwrap();
+    }
+    // The messages that they came in are gone, and there is room for a stream of all that is allowed.
+    crate::support::until("nothing is in flight", || async { server.metric("mallard_bytes_in_flight").await == 0.0 })
+        .await;
+    let client = server.client_of("bob").await;
+    client.put(&crate::support::table("t"), crate::support::people(8, 60_000)).await.unwrap();
+
+    let (code, says) = keep(&mut ann, million()).await.expect_err("ann has all that one user may have");
+    assert!(code == Code::ResourceExhausted && says.contains("session.parameters_size_per_user"), "{says}");
+    for _ in 0..3 {
+        keep(&mut bob, million()).await.unwrap();
+    }
+    let (code, says) = keep(&mut bob, million()).await.expect_err("there is no more");
+    assert!(code == Code::ResourceExhausted && says.contains("session.parameters_size_in_all"), "{says}");
+    // What is closed makes room for others.
+    super::action(&mut ann, "CloseSession", Vec::new(), &[]).await.unwrap();
+    keep(&mut bob, million()).await.unwrap();
+}

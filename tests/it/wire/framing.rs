@@ -206,7 +206,8 @@ async fn answer_that_fails_ends_in_its_status_behind_whole_messages() {
     let response = wire::respond(std::future::ready(Ok(stream)), plain());
     let (segments, trailers) = drain(response.into_body()).await;
     assert_eq!(unframed(&segments.concat()).len(), 2);
-    let stream = wire::decode(wire::response(answer(segments, trailers)).unwrap(), broken).await.unwrap();
+    let stream =
+        wire::decode(wire::response(answer(segments, trailers), usize::MAX, None).unwrap(), broken).await.unwrap();
     let items: Vec<_> = stream.collect().await;
     assert_eq!(items[0].as_ref().unwrap(), &good);
     let error = items[1].as_ref().unwrap_err();
@@ -227,13 +228,13 @@ async fn answer_that_is_not_whole_is_data_loss() {
     ] {
         let sent = [bytes.clone(), Bytes::from_static(&[0; 3])].concat();
         let response = answer([Bytes::from(sent).slice(..length)], trailers);
-        let ended = match wire::decode(wire::response(response).unwrap(), broken).await {
+        let ended = match wire::decode(wire::response(response, usize::MAX, None).unwrap(), broken).await {
             Ok(stream) => stream.try_collect::<Vec<_>>().await.map(|batches| batches.len()),
             Err(error) => Err(error),
         };
         assert_eq!(ended.expect_err(what).code(), Code::DataLoss, "{what}");
     }
-    let whole = wire::response(answer([bytes], Some(good_trailers()))).unwrap();
+    let whole = wire::response(answer([bytes], Some(good_trailers())), usize::MAX, None).unwrap();
     let whole: Vec<_> = wire::decode(whole, broken).await.unwrap().try_collect().await.unwrap();
     assert_eq!(whole[0].column(0).as_primitive::<arrow_array::types::Int64Type>().values(), &[0, 1, 2]);
 }

@@ -228,20 +228,55 @@ fn what_is_only_announced_is_not_allocated() {
     assert!(refused.unwrap().unwrap().is_err() && bytes < 1 << 16, "{bytes} bytes for a message that is too long");
 }
 
-pub(super) fn body_that_stays_open(front: Bytes) -> Body {
-    struct Open(Option<Bytes>);
+/// What a peer announces costs nothing; what it has sent costs at most a few times its bytes. On servers and on clients.
+#[test]
+fn buffer_of_a_message_grows_with_the_bytes_that_have_come() {
+    for length in [100 << 20, 1 << 30, u32::MAX as usize] {
+        let mut sent = vec![announced_body(length)];
+        for mib in [0_usize, 1, 10, 40] {
+            sent.truncate(1);
+            sent.extend((0..mib * 16).map(|_| Bytes::from_static(&[7; 64 << 10])));
+            let open = || bodies_that_stay_open(sent.clone());
+            let mut asked = Box::pin(wire::request(open(), usize::MAX));
+            let mut answered = Box::pin(wire::response(Response::new(open()), usize::MAX, None).unwrap());
+            for (side, (waiting, bytes)) in
+                [("server", peak(|| asked.next().now_or_never())), ("client", peak(|| answered.next().now_or_never()))]
+            {
+                assert!(waiting.is_none(), "{side}: the message is not whole");
+                let most = (5 << 20) + 3 * (mib << 20);
+                assert!(bytes < most, "{side}: {bytes} bytes for {length} announced and {mib} MiB sent");
+            }
+        }
+    }
+    // The limit holds on both sides, too.
+    let refused = wire::response(answer([announced_body(2 << 20)], None), 1 << 20, None).unwrap();
+    let refused = Box::pin(refused).next().now_or_never().flatten().expect("it ends").expect_err("too large");
+    assert!(refused.message().contains("the limit is 1048576 bytes"), "{refused}");
+}
+
+/// The front of a message of FlightData whose body is said to be all of it.
+pub(crate) fn announced_body(length: usize) -> Bytes {
+    announced(length, &[vec![0xc2, 0x3e], number(length as u64 - 20)].concat())
+}
+
+pub(crate) fn body_that_stays_open(front: Bytes) -> Body {
+    bodies_that_stay_open(vec![front])
+}
+
+fn bodies_that_stay_open(pieces: Vec<Bytes>) -> Body {
+    struct Open(std::vec::IntoIter<Bytes>);
     impl http_body::Body for Open {
         type Data = Bytes;
         type Error = Status;
 
         fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-            match self.0.take() {
-                Some(front) => Poll::Ready(Some(Ok(Frame::data(front)))),
+            match self.0.next() {
+                Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
                 None => Poll::Pending,
             }
         }
     }
-    Body::new(Open(Some(front)))
+    Body::new(Open(pieces.into_iter()))
 }
 
 #[test]

@@ -79,7 +79,7 @@ async fn check(case: Case) {
     let messages = unframed(&bytes).into_iter().map(|message| FlightData::decode(message).unwrap()).collect();
     same("our way out, standard in", decoded_standard(messages).await);
     for pieces in [segments, random.pieces(bytes)] {
-        let response = wire::response(answer(pieces, Some(trailers.clone()))).unwrap();
+        let response = wire::response(answer(pieces, Some(trailers.clone())), usize::MAX, None).unwrap();
         let stream = wire::decode(response, broken).await.unwrap();
         same("our way out, our way in", (stream.schema(), stream.try_collect().await.unwrap()));
     }
