@@ -88,6 +88,16 @@ pub struct Database {
 }
 
 impl Database {
+    /// Where files without a name lie that wait for a reader: the temporary volume.
+    pub fn spool_directory(&self) -> PathBuf {
+        match (self.temp_directory.as_str(), self.file().and_then(Path::parent)) {
+            ("", None) => std::env::temp_dir(),
+            ("", Some(beside)) if beside.as_os_str().is_empty() => PathBuf::from("."),
+            ("", Some(beside)) => beside.to_path_buf(),
+            (given, _) => PathBuf::from(given),
+        }
+    }
+
     /// The database file, if there is one.
     pub fn file(&self) -> Option<&Path> {
         Some(self.path.as_str()).filter(|path| !matches!(*path, ":memory:" | "")).map(Path::new)
@@ -118,6 +128,8 @@ pub struct Exchange {
     pub stall_timeout: Span,
     pub max_growth: usize,
     pub tables: bool,
+    pub buffer_disk: Size,
+    pub buffer_timeout: Span,
 }
 
 /// What WebAssembly exchangers may take.
@@ -384,6 +396,8 @@ impl Default for Config {
                 stall_timeout: Span(Duration::from_secs(60)),
                 max_growth: 1000,
                 tables: false,
+                buffer_disk: Size::mib(8192),
+                buffer_timeout: Span(Duration::from_secs(10)),
             },
             wasm: Wasm::default(),
             auth: Auth {
@@ -654,6 +668,14 @@ const KEYS: &[Key] = &[
     key!(
         exchange.tables,
         "Whether SQL exchangers may read tables of this server, those that their caller may read. They then run in its DuckDB and share its memory."
+    ),
+    key!(
+        exchange.buffer_disk,
+        "What the answers of all exchanges may hold on disk, in database.temp_directory, for clients that send all of their rows before they read. 0B means that such clients have to read while they send."
+    ),
+    key!(
+        exchange.buffer_timeout,
+        "How long a client that sends may take nothing of the answer once that is full, before the exchange ends in RESOURCE_EXHAUSTED; 0s leaves it to limits.stall_timeout."
     ),
     key!(wasm.module_size, "The largest WebAssembly module that may be registered as an exchanger."),
     key!(

@@ -30,6 +30,7 @@ use crate::{
     error::{Error, Result},
     location::Location,
     machine,
+    wire::Spool,
 };
 
 const MAX_HEADERS: u32 = 32 * 1024;
@@ -60,6 +61,7 @@ pub(super) struct Peer(pub(super) SocketAddr);
 #[derive(Clone)]
 pub(super) struct Acceptor<S> {
     service: S,
+    spool: Spool,
     wire: Wire,
     max_streams: u32,
     patience: Patience,
@@ -135,7 +137,8 @@ where
         let sockets = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
         let admission = Admission::new(&limits, activity.metrics());
         let (wire, patience) = (config.wire.clone(), Patience::new(config));
-        Self { service, wire, max_streams, patience, tls, admission, sockets, activity, stop }
+        let spool = Spool::new(config, activity.metrics().clone());
+        Self { service, spool, wire, max_streams, patience, tls, admission, sockets, activity, stop }
     }
 
     /// HTTP/2 for one connection, whose streams are tasks of its link.
@@ -219,7 +222,7 @@ where
         admitted: Admitted,
     ) {
         let metrics = self.activity.metrics();
-        let link = Link::new(self.patience, admitted, metrics.clone());
+        let link = Link::new(self.patience, admitted, self.spool.clone(), metrics.clone());
         let http2 = self.http2(&link);
         let Self { service, stop, .. } = self;
         let standing = Standing::default();

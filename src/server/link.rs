@@ -25,7 +25,7 @@ use super::admission::Admitted;
 use crate::{
     config::{Config, Span},
     telemetry::Metrics,
-    wire::Answer,
+    wire::{Answer, Spool},
 };
 
 /// HTTP/2's preface and the head of the SETTINGS frame that must follow it (RFC 9113, 3.4).
@@ -47,6 +47,8 @@ struct Inner {
     /// The reader that waits for an identity.
     waiting: AtomicWaker,
     streams: Mutex<Streams>,
+    /// Where answers wait for clients that send before they read.
+    spool: Spool,
     metrics: Metrics,
 }
 
@@ -104,11 +106,11 @@ pub(super) enum Overdue {
 }
 
 impl Link {
-    pub(super) fn new(patience: Patience, admitted: Admitted, metrics: Metrics) -> Self {
+    pub(super) fn new(patience: Patience, admitted: Admitted, spool: Spool, metrics: Metrics) -> Self {
         let began = Instant::now();
         let streams = Mutex::new(Streams { open: 0, idle: began, next: None });
         let (read, waiting) = (AtomicU64::new(0), AtomicWaker::new());
-        Self(Arc::new(Inner { patience, began, admitted, read, waiting, streams, metrics }))
+        Self(Arc::new(Inner { patience, began, admitted, read, waiting, streams, spool, metrics }))
     }
 
     /// A call has passed the auth layer.
@@ -168,7 +170,7 @@ impl Link {
 
     /// What the next request's answer and the task that sends it will share.
     pub(super) fn answer(&self) -> Answer {
-        let answer = Answer::default();
+        let answer = Answer::spooling(self.0.spool.clone());
         self.streams().next = Some(answer.clone());
         answer
     }
@@ -191,9 +193,9 @@ where
         };
         let open = Open(self.clone());
         tokio::spawn(async move {
-            match (answer, open.0.0.patience.stall.limit()) {
-                (Some(answer), Some(patience)) => open.0.send(stream, &answer, patience).await,
-                _ => stream.await,
+            match answer {
+                Some(answer) => open.0.send(stream, &answer).await,
+                None => stream.await,
             }
         });
     }
@@ -213,28 +215,33 @@ impl Drop for Open {
 impl Link {
     /// Answers a stream as long as its client takes something now and then. Where it does not, what makes the answer ends,
     /// with a status for a client that comes back; one that stays away as long again finds its stream reset.
-    async fn send(&self, stream: impl Future<Output = ()>, answer: &Answer, patience: Duration) {
+    async fn send(&self, stream: impl Future<Output = ()>, answer: &Answer) {
+        let patience = self.0.patience.stall.limit();
         let mut stream = pin!(stream);
-        let mut timer = pin!(tokio::time::sleep(patience));
+        let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
         let mut failed = false;
         std::future::poll_fn(|cx| {
             loop {
                 if stream.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(());
                 }
+                let ahead = answer.poll_ahead(cx);
                 // Nothing was asked of the answer since then, because the last of it has not left yet.
                 let Some(since) = answer.untaken_since() else { return Poll::Pending };
-                let patience = if failed { 2 * patience } else { patience };
-                ready!(timer.as_mut().poll(cx));
-                let until = since + patience;
-                if Instant::now() < until {
-                    timer.as_mut().reset(until);
-                } else if failed {
-                    return Poll::Ready(());
-                } else {
+                let stalled = patience.map(|patience| since + if failed { 2 * patience } else { patience });
+                if stalled.is_some_and(|stalled| Instant::now() >= stalled) {
+                    if failed {
+                        return Poll::Ready(());
+                    }
                     failed = true;
                     answer.stalled(self.0.patience.stall);
+                    continue;
                 }
+                let Some(until) = ahead.into_iter().chain(stalled).min() else { return Poll::Pending };
+                if timer.deadline() != until {
+                    timer.as_mut().reset(until);
+                }
+                ready!(timer.as_mut().poll(cx));
             }
         })
         .await;

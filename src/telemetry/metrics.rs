@@ -80,6 +80,7 @@ pub struct Inner {
     bytes: IntCounterVec,
     pub stream_buffer: IntGauge,
     pub bytes_in_flight: IntGauge,
+    pub exchange_buffer: IntGauge,
     pub client_sessions: IntGauge,
     pub transactions_open: IntGauge,
     pub prepared_statements: IntGauge,
@@ -235,6 +236,11 @@ impl Metrics {
                 r,
                 "mallard_bytes_in_flight",
                 "Bytes of incoming messages that are being received or that something still reads (limits.bytes_in_flight).",
+            ),
+            exchange_buffer: gauge(
+                r,
+                "mallard_exchange_buffer_bytes",
+                "Bytes of exchanges' answers on disk that wait for clients which send before they read (exchange.buffer_disk).",
             ),
             client_sessions: gauge(
                 r,

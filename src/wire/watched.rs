@@ -7,7 +7,8 @@
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,7 +17,10 @@ use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status, body::Body};
 
-use super::outgoing::trailers;
+use super::{
+    outgoing::trailers,
+    spool::{Full, Spool, Spooled},
+};
 use crate::{
     config::Span,
     error::Error,
@@ -35,6 +39,11 @@ struct Messages {
 }
 
 impl Messages {
+    /// Whether what has come ends with a message's end.
+    fn between(&self) -> bool {
+        self.left == 0 && self.have == 0
+    }
+
     fn begun(&mut self, mut bytes: &[u8]) -> u64 {
         let mut count = 0;
         while !bytes.is_empty() {
@@ -72,6 +81,7 @@ struct Counted {
 /// Wraps a request's body, which ends in an error where the client sends nothing for `patience` although it is waited for,
 /// and takes nothing of the answer either.
 pub fn count(body: Body, call: Call, answer: Answer, patience: Span) -> Body {
+    answer.lock().receiving = true;
     Body::new(Counted { body, messages: Messages::default(), call, answer, patience, waiting: None, timer: None })
 }
 
@@ -111,6 +121,10 @@ impl http_body::Body for Counted {
             this.waiting = None;
             let begun = this.messages.begun(data);
             this.call.messages(Direction::Received, begun);
+            this.answer.lock().received = Some(Instant::now());
+        }
+        if !matches!(frame, Some(Ok(_))) {
+            this.answer.lock().receiving = false;
         }
         Poll::Ready(frame)
     }
@@ -124,11 +138,34 @@ impl http_body::Body for Counted {
     }
 }
 
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut state = self.answer.lock();
+        let receiving = std::mem::replace(&mut state.receiving, false);
+        if receiving && state.discards {
+            state.left_over = Some(std::mem::take(&mut self.body));
+            if let Some(task) = state.task.take() {
+                task.wake();
+            }
+        }
+    }
+}
+
 // === The answer ===
 
 /// What a call's answer and the task that sends it know of each other. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Answer(Arc<Mutex<State>>);
+pub struct Answer {
+    state: Arc<Mutex<State>>,
+    /// Where it may wait for a client that sends before it reads.
+    spool: Option<Spool>,
+}
+
+/// A client that takes nothing for so long, while it may still send, is taken for one that sends before it reads.
+const BEFORE_SPOOLING: Duration = Duration::from_millis(250);
+
+/// Pieces that are made ahead before other tasks of the thread have their turn.
+const AT_ONCE: usize = 32;
 
 #[derive(Default)]
 struct State {
@@ -140,6 +177,16 @@ struct State {
     /// When the last piece left.
     moved: Option<Instant>,
     failure: Option<Status>,
+    /// Whether the request is still read.
+    receiving: bool,
+    /// When something of it came last.
+    received: Option<Instant>,
+    /// Whether what still comes of the request is thrown away. The answer has failed, and a client that sends before it reads
+    /// comes to read it only when it has sent everything.
+    discards: bool,
+    left_over: Option<Body>,
+    /// Who throws it away.
+    task: Option<Waker>,
 }
 
 struct Going {
@@ -147,17 +194,105 @@ struct Going {
     messages: Messages,
     /// What of its last piece has not been handed out.
     rest: Bytes,
+    /// What was made of it ahead of its client, behind the rest.
+    spooled: Option<Spooled>,
+    /// How the body ended, once it has; behind what is spooled. `Some(None)` is an end without trailers.
+    ended: Option<Option<Result<HeaderMap, Status>>>,
     call: Call,
 }
 
 impl Answer {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn spooling(spool: Spool) -> Self {
+        Self { spool: Some(spool), ..Self::default() }
     }
 
-    /// Since when the client has taken nothing of what there is.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since when the client has taken nothing of what there is, and sent nothing.
     pub fn untaken_since(&self) -> Option<Instant> {
-        self.lock().untaken
+        let state = self.lock();
+        let untaken = state.untaken?;
+        let sends = state.receiving || state.discards;
+        Some(state.received.filter(|_| sends).map_or(untaken, |received| received.max(untaken)))
+    }
+
+    /// For the task that sends the answer: goes on with it although its client takes nothing, as long as that may still send.
+    /// Says when it is to be asked again, whatever happens.
+    pub fn poll_ahead(&self, cx: &mut Context<'_>) -> Option<Instant> {
+        let spool = self.spool.as_ref()?;
+        let (since, mut going) = {
+            let mut state = self.lock();
+            if state.discards {
+                drop(state);
+                self.poll_discard(cx);
+                return None;
+            }
+            let since = state.untaken.filter(|_| state.receiving)?;
+            let due = since + BEFORE_SPOOLING;
+            if Instant::now() < due {
+                return Some(due);
+            }
+            (since, state.going.take()?)
+        };
+        let full = going.poll_ahead(spool, cx);
+        let mut state = self.lock();
+        let full = match full {
+            Poll::Ready(full) if state.receiving => full,
+            _ => {
+                state.going = Some(going);
+                return None;
+            }
+        };
+        let due = spool.patience().limit().map(|patience| since + patience);
+        let error = match (full, due) {
+            (Full::Failed(error), _) => {
+                format!("the answer cannot be kept on disk for a client that does not read it ({error})")
+            }
+            (Full::Limit, Some(due)) if Instant::now() >= due => format!(
+                "the client sends and reads nothing of the answer, and exchange.buffer_disk ({}), where that waits, is full: read while \
+                 sending, from another thread",
+                spool.limit()
+            ),
+            (Full::Limit, due) => {
+                state.going = Some(going);
+                // Others may make room.
+                let again = Instant::now() + Duration::from_secs(1);
+                return Some(due.map_or(again, |due| due.min(again)));
+            }
+        };
+        let error = Error::Limit { what: error, key: "exchange.buffer_disk" };
+        tracing::debug!(%error, "an exchange ends");
+        going.ended = Some(Some(Ok(trailers(&error.into_status()))));
+        state.discards = true;
+        state.task = Some(cx.waker().clone());
+        let body = std::mem::take(&mut going.body);
+        state.going = Some(going);
+        // Ends what makes it, which may ask here.
+        drop(state);
+        drop(body);
+        cx.waker().wake_by_ref();
+        None
+    }
+
+    fn poll_discard(&self, cx: &mut Context<'_>) {
+        let mut state = self.lock();
+        state.task = Some(cx.waker().clone());
+        let State { left_over, received, .. } = &mut *state;
+        let Some(body) = left_over else { return };
+        for _ in 0..AT_ONCE {
+            match Pin::new(&mut *body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(_) => {
+                    *left_over = None;
+                    return;
+                }
+                Poll::Pending => return,
+            }
+            *received = Some(Instant::now());
+        }
+        cx.waker().wake_by_ref();
     }
 
     /// The client has taken nothing for too long: whatever makes the answer ends now, and the answer ends in an error.
@@ -165,7 +300,11 @@ impl Answer {
         let Some(going) = self.lock().going.take() else { return };
         let stalled = Error::stalled("taken", limit);
         let code = stalled.code();
-        self.lock().failure = Some(stalled.into_status());
+        let mut state = self.lock();
+        state.failure = Some(stalled.into_status());
+        // It may be in the middle of sending, and sees the answer only behind that.
+        state.discards = state.receiving;
+        drop(state);
         going.call.stalled(Direction::Sent);
         going.call.end(code);
     }
@@ -179,42 +318,105 @@ pub fn watch(headers: &HeaderMap, body: Body, call: Call, answer: Answer) -> Bod
     if let Some(status) = Status::from_header_map(headers) {
         call.end(status.code());
     }
-    answer.lock().going = Some(Going { body, messages: Messages::default(), rest: Bytes::new(), call });
+    answer.lock().going =
+        Some(Going { body, messages: Messages::default(), rest: Bytes::new(), spooled: None, ended: None, call });
     Body::new(Watched(answer))
 }
 
 impl Going {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Self { body, messages, rest, call } = self;
-        if rest.is_empty() {
-            let polled = {
-                // What makes the answer is a part of the call's trace.
-                let _inside = call.span().enter();
-                Pin::new(body).poll_frame(cx)
-            };
-            let frame = ready!(polled);
-            match &frame {
-                Some(Ok(frame)) => {
-                    if let Some(data) = frame.data_ref() {
-                        let begun = messages.begun(data);
-                        call.messages(Direction::Sent, begun);
-                    }
-                    if let Some(trailers) = frame.trailers_ref() {
-                        call.end(Status::from_header_map(trailers).map_or(Code::Ok, |status| status.code()));
-                    }
+    /// The next piece that the body makes, or nothing at its end, which is kept.
+    fn poll_made(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.ended.is_some() {
+            return Poll::Ready(None);
+        }
+        let polled = {
+            // What makes the answer is a part of the call's trace.
+            let _inside = self.call.span().enter();
+            Pin::new(&mut self.body).poll_frame(cx)
+        };
+        let end = match ready!(polled) {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    let begun = self.messages.begun(&data);
+                    self.call.messages(Direction::Sent, begun);
+                    return Poll::Ready(Some(data));
                 }
-                Some(Err(status)) => call.end(status.code()),
-                None => call.end(Code::Ok),
+                Err(frame) => frame.into_trailers().ok().map(Ok),
+            },
+            Some(Err(status)) => Some(Err(status)),
+            None => None,
+        };
+        self.ended = Some(end);
+        Poll::Ready(None)
+    }
+
+    /// Makes pieces ahead. Completes when no more may wait and a message is whole.
+    fn poll_ahead(&mut self, spool: &Spool, cx: &mut Context<'_>) -> Poll<Full> {
+        let spooled = self.spooled.take();
+        let mut spooled = spooled.unwrap_or_else(|| Spooled::new(spool));
+        let mut full = Poll::Pending;
+        for turn in 0.. {
+            match spooled.poll_room(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Err(why)) if self.messages.between() || matches!(why, Full::Failed(_)) => {
+                    full = Poll::Ready(why);
+                    break;
+                }
+                Poll::Ready(_) => {}
             }
-            match frame {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => *rest = data,
-                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
-                },
-                ended => return Poll::Ready(ended),
+            if turn == AT_ONCE {
+                cx.waker().wake_by_ref();
+                break;
+            }
+            match self.poll_made(cx) {
+                Poll::Ready(Some(data)) => spooled.push(data),
+                Poll::Ready(None) | Poll::Pending => break,
             }
         }
-        Poll::Ready(Some(Ok(Frame::data(rest.split_to(LONGEST.min(rest.len()))))))
+        self.spooled = Some(spooled);
+        full
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.rest.is_empty() {
+            let mut next = None;
+            if let Some(spooled) = &mut self.spooled {
+                match ready!(spooled.poll_next(cx)) {
+                    Ok(data) => next = data,
+                    Err(error) => {
+                        let lost =
+                            Error::internal(format!("what waited on disk for its reader cannot be read: {error}"));
+                        self.ended = Some(Some(Err(lost.into_status())));
+                    }
+                }
+                if next.is_none() {
+                    self.spooled = None;
+                }
+            }
+            if next.is_none() {
+                next = ready!(self.poll_made(cx));
+            }
+            let Some(data) = next else { return Poll::Ready(self.end()) };
+            self.rest = data;
+        }
+        let length = LONGEST.min(self.rest.len());
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
+    }
+
+    /// Everything before it has been handed out.
+    fn end(&mut self) -> Option<Result<Frame<Bytes>, Status>> {
+        let code = match &self.ended {
+            Some(Some(Ok(trailers))) => Status::from_header_map(trailers).map_or(Code::Ok, |status| status.code()),
+            Some(Some(Err(status))) => status.code(),
+            Some(None) | None => Code::Ok,
+        };
+        self.call.end(code);
+        let end = self.ended.replace(None)??;
+        Some(end.map(Frame::trailers))
+    }
+
+    fn has_ended(&self) -> bool {
+        self.rest.is_empty() && self.spooled.as_ref().is_none_or(Spooled::is_empty) && self.body.is_end_stream()
     }
 }
 
@@ -245,14 +447,15 @@ impl http_body::Body for Watched {
     fn is_end_stream(&self) -> bool {
         let state = self.0.lock();
         match &state.going {
-            Some(going) => going.rest.is_empty() && going.body.is_end_stream(),
+            // An end that was made ahead has still to be handed out.
+            Some(going) => going.has_ended() && !matches!(going.ended, Some(Some(_))),
             None => state.failure.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0.lock().going {
-            Some(going) if going.rest.is_empty() => going.body.size_hint(),
+            Some(going) if going.rest.is_empty() && going.spooled.is_none() => going.body.size_hint(),
             _ => SizeHint::default(),
         }
     }
@@ -260,9 +463,10 @@ impl http_body::Body for Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        if let Some(Going { body, call, .. }) = self.0.lock().going.take() {
+        let going = self.0.lock().going.take();
+        if let Some(going) = going {
             // hyper may drop a body that says it has ended without asking for the end.
-            call.end(if body.is_end_stream() { Code::Ok } else { Code::Cancelled });
+            going.call.end(if going.has_ended() { Code::Ok } else { Code::Cancelled });
         }
     }
 }

@@ -1,14 +1,24 @@
 //! A client that stands still in the middle of a stream does not hold what others need; a slow one is left alone.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use arrow_array::{cast::AsArray, types::Int64Type};
 use futures::StreamExt;
-use mallard::{config::Span, stream::RecordBatchStream};
+use mallard::{
+    config::{Size, Span},
+    stream::RecordBatchStream,
+};
 use tonic::Code;
 
 use crate::{
     process::Process,
-    support::{TestServer, collect, count, people, row, run, table, test_config, until},
+    support::{TestServer, collect, count, people, row, rows, run, table, test_config, until},
 };
 
 const SENT: &str = "mallard_streams_stalled_total{direction=\"sent\"}";
@@ -96,6 +106,105 @@ async fn exchange_in_which_nobody_moves_is_cut() {
     assert_eq!(ended.code(), Code::DeadlineExceeded, "{ended}");
     assert_eq!(server.metric(RECEIVED).await, 1.0);
     until("it has ended", || async { server.metric("mallard_exchanges_running").await == 0.0 }).await;
+}
+
+const BUFFERED: &str = "mallard_exchange_buffer_bytes";
+
+/// So many batches of 160 KB; how many have been sent.
+fn sent(batches: usize) -> (RecordBatchStream, Arc<AtomicUsize>) {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    let rows = people(batches, 10_000).inspect(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    (rows, count)
+}
+
+/// What is beyond all windows together, some 100 MB.
+const MANY: usize = 600;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_that_sends_everything_before_it_reads_gets_all_of_the_answer() {
+    for (standard_path, exchanger) in [(false, "echo"), (true, "processed"), (false, "SQL")] {
+        let mut config = test_config();
+        config.wire.standard_path = standard_path;
+        let server = TestServer::with(config).await;
+        let client = server.client().await;
+        if exchanger == "SQL" {
+            let body = serde_json::json!({"name": "SQL", "sql": "SELECT id + 1 AS id, name FROM input"});
+            client.action("add_exchange", &body).await.unwrap().for_each(async |result| drop(result.unwrap())).await;
+        }
+        let (input, count) = sent(MANY);
+        let answer = client.exchange(&format!("{exchanger} "), input).await.unwrap();
+        // The client's own window takes no more before that, and its task sends without anybody reading.
+        until("all is sent", || async { count.load(Ordering::Relaxed) == MANY }).await;
+        until("it waits on disk", || async { server.metric(BUFFERED).await > 0.0 }).await;
+        let batches = collect(answer).await.unwrap_or_else(|error| panic!("{exchanger}: {error}"));
+        let mut next = if exchanger == "SQL" { 1 } else { 0 };
+        for batch in &batches {
+            for id in batch.column(0).as_primitive::<Int64Type>().values() {
+                assert_eq!(*id, next, "{exchanger}");
+                next += 1;
+            }
+        }
+        assert_eq!(rows(&batches), MANY * 10_000, "{exchanger}");
+        until("the room is free again", || async { server.metric(BUFFERED).await == 0.0 }).await;
+        assert_eq!(server.metric(SENT).await, 0.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_that_sends_more_than_may_wait_is_told_to_read_while_it_sends() {
+    for (standard_path, room) in [(false, Size(0)), (false, Size::mib(20)), (true, Size::mib(20))] {
+        let mut config = test_config();
+        config.wire.standard_path = standard_path;
+        config.exchange.buffer_disk = room;
+        config.exchange.buffer_timeout = Span(Duration::from_millis(500));
+        let server = TestServer::with(config).await;
+        let client = server.client().await;
+        let (input, count) = sent(MANY);
+        let answer = client.exchange("echo", input).await.unwrap();
+        // It can send to the end, or it would never come to read why the exchange has failed.
+        until("all is sent", || async { count.load(Ordering::Relaxed) == MANY }).await;
+        let error = collect(answer).await.expect_err("more than may wait");
+        assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+        assert!(
+            error.to_string().contains("exchange.buffer_disk") && error.to_string().contains("read while"),
+            "{error}"
+        );
+        until("it has ended", || async { server.metric("mallard_exchanges_running").await == 0.0 }).await;
+        until("the room is free again", || async { server.metric(BUFFERED).await == 0.0 }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_that_leaves_gives_back_the_room_of_its_answer() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let (input, count) = sent(MANY);
+    let answer = client.exchange("echo", input).await.unwrap();
+    until("all is sent", || async { count.load(Ordering::Relaxed) == MANY }).await;
+    until("it waits on disk", || async { server.metric(BUFFERED).await > 0.0 }).await;
+    drop(answer);
+    drop(client);
+    until("the room is free again", || async { server.metric(BUFFERED).await == 0.0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_that_reads_while_it_sends_needs_no_disk() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let (input, _) = sent(MANY);
+    let mut answer = client.exchange("echo", input).await.unwrap();
+    let mut most: f64 = 0.0;
+    let mut read = 0;
+    while let Some(batch) = answer.next().await {
+        read += batch.unwrap().num_rows();
+        if read % 1_000_000 == 0 {
+            most = most.max(server.metric(BUFFERED).await);
+        }
+    }
+    assert_eq!((read, most), (MANY * 10_000, 0.0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

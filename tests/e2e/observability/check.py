@@ -53,6 +53,7 @@ mallard_connections_refused_total counter reason
 mallard_connections_closed_total counter reason
 mallard_streams_stalled_total counter direction
 mallard_bytes_in_flight gauge
+mallard_exchange_buffer_bytes gauge
 mallard_streams_open gauge
 mallard_logins_total counter method outcome
 mallard_logins_waiting gauge
