@@ -300,6 +300,38 @@ def test_a_million_rows_come_back_while_they_are_sent(server):
     assert rows == true == 1_000_000
 
 
+def test_twenty_four_million_rows_come_back_to_a_client_that_sends_all_of_them_first(server):
+    batch = pa.record_batch(
+        {"a": pa.array(range(61_440), pa.int64()), "b": pa.array([0.5] * 61_440), "c": pa.array(range(61_440), pa.int32())}
+    )
+    answer = 0
+    with server.client() as client:
+        writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(b"my_streaming_exchanger"), BOUNDED)
+        with writer:
+            writer.begin(batch.schema)
+            for _ in range(391):
+                writer.write_batch(batch)
+            writer.done_writing()
+            assert server.metric("mallard_exchange_buffer_bytes") > 0
+            for chunk in reader:
+                assert chunk.data.num_columns == 4
+                answer += chunk.data.num_rows
+    assert answer == 391 * 61_440
+    until(lambda: server.metric("mallard_exchange_buffer_bytes") == 0, seconds=10, what="the end of the exchange")
+
+
+def test_a_client_that_sends_more_than_may_wait_is_told_to_read_while_it_sends(launch):
+    server = launch(settings={"MALLARD__EXCHANGE__BUFFER_DISK": "8MiB", "MALLARD__EXCHANGE__BUFFER_TIMEOUT": "500ms"})
+    batch = numbers(batches=1, rows=100_000)[0]
+    with refused("RESOURCE_EXHAUSTED", "exchange.buffer_disk", "read while sending"), server.client() as client:
+        writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(b"echo"), BOUNDED)
+        writer.begin(batch.schema)
+        for _ in range(200):
+            writer.write_batch(batch)
+        writer.done_writing()
+        reader.read_all()
+
+
 def test_an_exchange_without_rows_answers_the_schema(server):
     with server.client() as client:
         writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(b"processed"), BOUNDED)

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use arrow_array::{cast::AsArray, types::Int64Type};
+use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray, cast::AsArray, types::Int64Type};
 use futures::StreamExt;
 use mallard::{
     config::{Size, Span},
@@ -110,18 +110,27 @@ async fn exchange_in_which_nobody_moves_is_cut() {
 
 const BUFFERED: &str = "mallard_exchange_buffer_bytes";
 
-/// So many batches of 160 KB; how many have been sent.
+/// So many batches of 800 KB: id BIGINT counting up, name VARCHAR. How many have been sent.
 fn sent(batches: usize) -> (RecordBatchStream, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let counted = count.clone();
-    let rows = people(batches, 10_000).inspect(move |_| {
+    let name = Arc::new(StringArray::from(vec![""; EACH])) as ArrayRef;
+    let batch = move |at: usize| {
+        let ids = Int64Array::from_iter_values((at * EACH) as i64..((at + 1) * EACH) as i64);
+        RecordBatch::try_from_iter([("id", Arc::new(ids) as ArrayRef), ("name", name.clone())]).unwrap()
+    };
+    let schema = batch(0).schema();
+    let rows = futures::stream::iter(0..batches).map(move |at| {
         counted.fetch_add(1, Ordering::Relaxed);
+        Ok(batch(at))
     });
-    (rows, count)
+    (RecordBatchStream::new(schema, rows), count)
 }
 
+const EACH: usize = 65_536;
+
 /// What is beyond all windows together, some 100 MB.
-const MANY: usize = 600;
+const MANY: usize = 130;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn client_that_sends_everything_before_it_reads_gets_all_of_the_answer() {
@@ -147,7 +156,7 @@ async fn client_that_sends_everything_before_it_reads_gets_all_of_the_answer() {
                 next += 1;
             }
         }
-        assert_eq!(rows(&batches), MANY * 10_000, "{exchanger}");
+        assert_eq!(rows(&batches), MANY * EACH, "{exchanger}");
         until("the room is free again", || async { server.metric(BUFFERED).await == 0.0 }).await;
         assert_eq!(server.metric(SENT).await, 0.0);
     }
@@ -200,11 +209,11 @@ async fn client_that_reads_while_it_sends_needs_no_disk() {
     let mut read = 0;
     while let Some(batch) = answer.next().await {
         read += batch.unwrap().num_rows();
-        if read % 1_000_000 == 0 {
+        if read % (10 * EACH) == 0 {
             most = most.max(server.metric(BUFFERED).await);
         }
     }
-    assert_eq!((read, most), (MANY * 10_000, 0.0));
+    assert_eq!((read, most), (MANY * EACH, 0.0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
