@@ -40,6 +40,9 @@ pub struct Request {
     to: Option<String>,
     #[serde(default)]
     mode: RequestMode,
+    /// With the mode `replace`: a table that the columns do not fit is created anew.
+    #[serde(default)]
+    force: bool,
     #[serde(default = "yes")]
     verify: bool,
     #[serde(default = "one")]
@@ -140,10 +143,12 @@ impl Transfer {
             (None, What::Table(table)) => table.clone(),
             (None, What::Query(_)) => return Err(Error::invalid("a query needs \"to\", the table it goes to")),
         };
-        let mode = match request.mode {
-            RequestMode::Create => Mode::Create,
-            RequestMode::Append => Mode::CreateOrAppend,
-            RequestMode::Replace => Mode::Replace,
+        let mode = match (request.mode, request.force) {
+            (RequestMode::Create, false) => Mode::Create,
+            (RequestMode::Append, false) => Mode::CreateOrAppend,
+            (RequestMode::Replace, false) => Mode::ReplaceRows,
+            (RequestMode::Replace, true) => Mode::ReplaceRowsOrTable,
+            (_, true) => return Err(Error::invalid("\"force\" goes with the mode replace, and with no other")),
         };
         let (verify, endpoints) = (request.verify, request.endpoints);
         if !(1..=MAX_ENDPOINTS).contains(&endpoints) {

@@ -30,6 +30,9 @@ pub(super) struct Arguments {
     /// What to do with the table there
     #[arg(long, value_enum, default_value_t = Mode::Create)]
     mode: Mode,
+    /// With --mode replace: create a table anew that the columns do not fit; its keys, defaults, indexes and comments are lost
+    #[arg(long)]
+    force: bool,
     /// Pull over so many connections at once; rows are then stored in no order
     #[arg(long, default_value_t = 1, value_parser = endpoints(), value_name = "COUNT")]
     endpoints: u16,
@@ -53,7 +56,7 @@ enum Mode {
     Create,
     /// Add to it
     Append,
-    /// Replace it
+    /// Replace its rows; its keys, defaults, indexes and comments stay
     Replace,
 }
 
@@ -77,6 +80,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<()> {
         ("password", there.as_ref().map(|login| login.password.reveal())),
         ("compression", arguments.login.compression.map(Compression::word)),
     ];
+    if arguments.force {
+        body["force"] = true.into();
+    }
     if arguments.endpoints > 1 {
         body["endpoints"] = arguments.endpoints.into();
     }

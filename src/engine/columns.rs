@@ -21,6 +21,8 @@ pub(super) struct Column {
     pub(super) duckdb_type: String,
     /// Whether the stored value is the sent one, not a cast of it.
     pub(super) exact: bool,
+    /// Whether the table computes it, so that it is compared and not stored.
+    pub(super) generated: bool,
 }
 
 /// The stream's columns as a new table would hold them. `declared` are DuckDB types that the stream's fields carry
@@ -44,7 +46,7 @@ pub(super) fn as_sent(connection: &Connection, source: &Schema, declared: &[Opti
                 (format!("CAST({} AS {rendered})", quote(&name)), rendered)
             }
         };
-        columns.push(Column { name, expression, duckdb_type, exact: true });
+        columns.push(Column { name, expression, duckdb_type, exact: true, generated: false });
     }
     Ok(columns)
 }
@@ -70,7 +72,7 @@ pub(super) fn fitted(shared: &Shared, source: &Schema, table: &Schema, table_nam
             )));
         }
         let expression = if exact { quote(&name) } else { format!("CAST({} AS {to_text})", quote(&name)) };
-        columns.push(Column { name: target_name.clone(), expression, duckdb_type: to_text, exact });
+        columns.push(Column { name: target_name.clone(), expression, duckdb_type: to_text, exact, generated: false });
     }
     Ok(columns)
 }

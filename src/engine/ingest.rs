@@ -9,13 +9,13 @@ use std::{
 };
 
 use arrow_schema::SchemaRef;
-use duckdb::{Parameters, connection::Connection};
+use duckdb::{Parameters, connection::Connection, schema::Schema};
 use tokio::sync::oneshot;
 
 use super::{
     Engine, Shared,
     arrow::DUCKDB_TYPE,
-    catalog::{TableName, quote},
+    catalog::{TableName, literal, quote},
     columns::{self, Column},
     creation::Turn,
     guard,
@@ -47,6 +47,23 @@ pub enum Mode {
     Append,
     /// Create it in place of one that has to be there.
     ReplaceExisting,
+    /// Create it if it is missing, else put these rows in the place of its own: its keys, defaults, indexes and comments
+    /// stay. Columns that do not fit are an error.
+    ReplaceRows,
+    /// The same, but a table that they do not fit is created anew.
+    ReplaceRowsOrTable,
+}
+
+impl Mode {
+    /// Whether a table that is there gives way to a new one.
+    fn replaces_table(self) -> bool {
+        matches!(self, Self::Replace | Self::ReplaceExisting | Self::ReplaceRowsOrTable)
+    }
+
+    /// Whether a table that is there loses its rows.
+    fn replaces_rows(self) -> bool {
+        matches!(self, Self::ReplaceRows | Self::ReplaceRowsOrTable)
+    }
 }
 
 /// Where a stream goes.
@@ -351,7 +368,7 @@ impl Work<'_> {
                 Err(error) if joins || *temporary || tries == TRIES => return Err(error),
                 // A statement of someone else's creates it, or has done so since this transaction began.
                 Err(Error::Conflict(_)) => cancel.rest(if tries == 0 { Duration::ZERO } else { PAUSE })?,
-                Err(Error::Exists(_)) if *mode == Mode::CreateOrAppend => {}
+                Err(Error::Exists(_)) if *mode == Mode::CreateOrAppend || mode.replaces_rows() => {}
                 Err(error) => return Err(error),
             }
             tries += 1;
@@ -376,7 +393,7 @@ impl Work<'_> {
         Ok(whole.map(|part| quote(&part.to_lowercase())).join("."))
     }
 
-    fn source(&self, connection: &Connection) -> Result<duckdb::schema::Schema> {
+    fn source(&self, connection: &Connection) -> Result<Schema> {
         self.shared.bind(connection, &format!("SELECT * FROM {}", self.source.call()))
     }
 
@@ -392,13 +409,25 @@ impl Work<'_> {
         };
         let missing = || Error::NotFound(format!("table {name} does not exist, and is not to be created"));
         let existing = match mode {
-            Mode::CreateOrAppend => there()?,
+            Mode::CreateOrAppend | Mode::ReplaceRows | Mode::ReplaceRowsOrTable => there()?,
             Mode::Append => Some(there()?.ok_or_else(missing)?),
             Mode::ReplaceExisting => there()?.ok_or_else(missing).map(|_| None)?,
             Mode::Create | Mode::Replace => None,
         };
-        let fitted = |existing| columns::fitted(shared, &self.source(connection)?, &existing, &name.to_string());
-        existing.map(fitted).transpose()
+        let Some(existing) = existing else { return Ok(None) };
+        let fits = columns::fitted(shared, &self.source(connection)?, &existing, &name.to_string());
+        if !mode.replaces_rows() {
+            return fits.map(Some);
+        }
+        match fits.and_then(|columns| self.covering(connection, table, &existing, columns)) {
+            Ok(columns) => Ok(Some(columns)),
+            Err(Error::Invalid(_)) if mode.replaces_table() => Ok(None),
+            Err(Error::Invalid(why)) => Err(Error::Invalid(format!(
+                "{why}; nothing was replaced: its keys, defaults, indexes and comments would be lost with the table (\"force\": true, or \
+                 --force, creates it anew without them)"
+            ))),
+            Err(error) => Err(error),
+        }
     }
 
     fn as_sent(&self, connection: &Connection) -> Result<Vec<Column>> {
@@ -409,11 +438,11 @@ impl Work<'_> {
 
     fn create(&self, connection: &Connection, table: &str, columns: &[Column]) -> Result<()> {
         let Target { mode, temporary, .. } = &self.target;
-        let create = match (mode, temporary) {
-            (Mode::Replace | Mode::ReplaceExisting, false) => "CREATE OR REPLACE TABLE",
-            (Mode::Replace | Mode::ReplaceExisting, true) => "CREATE OR REPLACE TEMP TABLE",
-            (_, false) => "CREATE TABLE",
-            (_, true) => "CREATE TEMP TABLE",
+        let create = match (mode.replaces_table(), temporary) {
+            (true, false) => "CREATE OR REPLACE TABLE",
+            (true, true) => "CREATE OR REPLACE TEMP TABLE",
+            (false, false) => "CREATE TABLE",
+            (false, true) => "CREATE TEMP TABLE",
         };
         // Not CREATE TABLE AS .. WITH NO DATA over the stream: with DuckDB 2.0.0 that left an empty first row group,
         // and the rows of a parallel insert in the same transaction lay behind it, where no scan found them.
@@ -424,14 +453,27 @@ impl Work<'_> {
 
     fn stage(&self, connection: &Connection, cancel: &Cancel, table: &str, opened: &Opened) -> Result<Report> {
         let (shared, Opened { columns, existed }) = (self.shared, opened);
-        let (select, call) = (select_list(columns), self.source.call());
+        let (Target { table: name, mode, .. }, call) = (&self.target, self.source.call());
+        let empties = *existed && mode.replaces_rows();
+        if empties {
+            shared.execute(connection, &format!("DELETE FROM {table}")).map_err(|error| match error {
+                Error::Constraint(why) => Error::Constraint(format!(
+                    "the rows of table {name} cannot be replaced while rows of another table refer to them: {why}"
+                )),
+                other => other,
+            })?;
+        }
         let comparable = self.verify && columns.iter().all(|column| column.exact);
-        let before = match (existed, comparable) {
-            (true, true) => self.fingerprint(connection, table)?,
-            _ => Fingerprint { rows: 0, hash: 0 },
-        };
+        // Of what is sent, in the order in which it is sent: a table that was there may have more, and another order.
         let names: Vec<String> = columns.iter().map(|column| quote(&column.name)).collect();
-        let insert = format!("INSERT INTO {table} ({}) SELECT {select} FROM {call}", names.join(", "));
+        let sent = format!("(SELECT {} FROM {table})", names.join(", "));
+        let before = match *existed && comparable && !empties {
+            true => self.fingerprint(connection, &sent)?,
+            false => Fingerprint { rows: 0, hash: 0 },
+        };
+        let stored: Vec<&Column> = columns.iter().filter(|column| !column.generated).collect();
+        let into: Vec<String> = stored.iter().map(|column| quote(&column.name)).collect();
+        let insert = format!("INSERT INTO {table} ({}) SELECT {} FROM {call}", into.join(", "), select_list(&stored));
         let mut rows = 0;
         // A statement only where rows are there, and more than one where the sender is slow: rows are waited for here,
         // and not by DuckDB's workers. (With DuckDB 2.0.0, an INSERT of no rows would also lose those of the next one.)
@@ -442,7 +484,7 @@ impl Work<'_> {
             rows += result.drain().map_err(|error| shared.cause(&error))? as u64;
         }
         let fingerprint = if comparable {
-            let after = self.fingerprint(connection, table)?;
+            let after = self.fingerprint(connection, &sent)?;
             Some(Fingerprint { rows: after.rows - before.rows, hash: after.hash - before.hash })
         } else {
             None
@@ -450,13 +492,55 @@ impl Work<'_> {
         Ok(Report { rows, fingerprint })
     }
 
-    fn fingerprint(&self, connection: &Connection, table: &str) -> Result<Fingerprint> {
-        let rows = self.shared.rows(connection, &Fingerprint::sql(table), Parameters::None)?;
+    /// The columns of rows that replace all of a table's own: they have to have each of its columns that is not computed and
+    /// has no default, and those that are computed are not stored.
+    fn covering(
+        &self,
+        connection: &Connection,
+        table: &str,
+        there: &Schema,
+        mut columns: Vec<Column>,
+    ) -> Result<Vec<Column>> {
+        let (shared, name) = (self.shared, &self.target.table);
+        for column in &mut columns {
+            let assigned = format!("INSERT INTO {table} ({}) VALUES (NULL)", quote(&column.name));
+            column.generated = match shared.bind(connection, &assigned) {
+                Err(Error::Sql(why)) => why.contains("generated column"),
+                other => other.map(|_| false)?,
+            };
+        }
+        for (missing, _) in there.get_all().map_err(Error::internal)? {
+            if columns.iter().any(|column| column.name.eq_ignore_ascii_case(&missing)) {
+                continue;
+            }
+            let assigned = format!("INSERT INTO {table} ({}) VALUES (NULL)", quote(&missing));
+            let generated =
+                matches!(shared.bind(connection, &assigned), Err(Error::Sql(why)) if why.contains("generated column"));
+            if !generated && !self.has_default(connection, table, &missing)? {
+                return Err(Error::invalid(format!(
+                    "column \"{missing}\" of table {name} is not in the stream, and has no default"
+                )));
+            }
+        }
+        Ok(columns)
+    }
+
+    fn has_default(&self, connection: &Connection, table: &str, column: &str) -> Result<bool> {
+        let described = format!(
+            "SELECT count(*)::VARCHAR FROM (DESCRIBE {table}) WHERE column_name = {} AND \"default\" IS NOT NULL",
+            literal(column)
+        );
+        let rows = self.shared.rows(connection, &described, Parameters::None)?;
+        Ok(rows.first().and_then(|row| row.first()).is_some_and(|count| count != "0"))
+    }
+
+    fn fingerprint(&self, connection: &Connection, relation: &str) -> Result<Fingerprint> {
+        let rows = self.shared.rows(connection, &Fingerprint::sql(relation), Parameters::None)?;
         Fingerprint::from_row(rows.first().map_or(&[], Vec::as_slice))
     }
 }
 
-fn select_list(columns: &[Column]) -> String {
+fn select_list(columns: &[&Column]) -> String {
     let selected: Vec<String> =
         columns.iter().map(|column| format!("{} AS {}", column.expression, quote(&column.name))).collect();
     selected.join(", ")

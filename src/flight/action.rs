@@ -67,8 +67,8 @@ const ACTIONS: [Described; 21] = [
         name: "transfer",
         role: Role::Writer,
         text: "pulls a table or query from another server into a table here; body: {\"from\": location, \"username\"?: text, \
-         \"password\"?: text, \"table\" | \"query\": text, \"to\"?: table, \"mode\"?: \"create\" | \"append\" | \"replace\", \
-         \"verify\"?: bool, \"endpoints\"?: number of connections, \"exchange\"?: exchangers that the rows pass before they are stored}; results: {\"rows\", \"bytes\", \"seconds\", \"done\"}, the last with \"verified\" and \"hash\"",
+         \"password\"?: text, \"table\" | \"query\": text, \"to\"?: table, \"mode\"?: \"create\" | \"append\" | \"replace\" (the \
+         rows of a table that stays), \"force\"?: bool (replace creates a table anew that the columns do not fit), \"verify\"?: bool, \"endpoints\"?: number of connections, \"exchange\"?: exchangers that the rows pass before they are stored}; results: {\"rows\", \"bytes\", \"seconds\", \"done\"}, the last with \"verified\" and \"hash\"",
     },
     Described {
         name: "queries",

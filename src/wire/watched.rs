@@ -162,7 +162,7 @@ pub struct Answer {
 }
 
 /// A client that takes nothing for so long, while it may still send, is taken for one that sends before it reads.
-const BEFORE_SPOOLING: Duration = Duration::from_millis(250);
+const BEFORE_SPOOLING: Duration = Duration::from_secs(1);
 
 /// Pieces that are made ahead before other tasks of the thread have their turn.
 const AT_ONCE: usize = 32;

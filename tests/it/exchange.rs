@@ -10,7 +10,7 @@ use std::{
 
 use arrow_array::{Array, cast::AsArray};
 use futures::StreamExt;
-use mallard::{client::Client, stream::RecordBatchStream, transfer::first_row};
+use mallard::{client::Client, config::Size, stream::RecordBatchStream, transfer::first_row};
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -71,7 +71,10 @@ async fn first_answer(client: &Client, name: &str, input: RecordBatchStream) -> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn input_is_held_back_while_nobody_reads() {
-    let server = TestServer::start().await;
+    let mut config = test_config();
+    // Otherwise the answer would wait there, and the input could go on.
+    config.exchange.buffer_disk = Size(0);
+    let server = TestServer::with(config).await;
     let client = server.client().await;
     for name in ["echo", "processed"] {
         let sent = Arc::new(AtomicUsize::new(0));

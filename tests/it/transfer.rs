@@ -51,6 +51,111 @@ async fn query_and_modes() {
     assert_eq!((last.verified, last.rows), (Some(false), 1000));
 }
 
+/// What a table is beside its rows.
+async fn described(client: &Client) -> Vec<Vec<String>> {
+    let mut texts = Vec::new();
+    for sql in [
+        "SELECT sql, comment FROM duckdb_tables() WHERE table_name = 't'",
+        "SELECT string_agg(sql, ' ' ORDER BY sql) FROM duckdb_indexes() WHERE table_name = 't'",
+        "SELECT string_agg(comment, ' ' ORDER BY column_index) FROM duckdb_columns() WHERE table_name = 't'",
+    ] {
+        texts.push(row(client, sql).await);
+    }
+    texts
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replacing_rows_keeps_the_table() {
+    let (source, target) = (TestServer::start().await, TestServer::start().await);
+    let (there, here) = (source.client().await, target.client().await);
+    for sql in [
+        "CREATE TABLE parent (id INTEGER PRIMARY KEY)",
+        "INSERT INTO parent VALUES (0), (1), (2)",
+        "CREATE TABLE t (v VARCHAR NOT NULL DEFAULT 'x', id BIGINT PRIMARY KEY, p INTEGER REFERENCES parent (id), \
+         u BIGINT UNIQUE CHECK (u >= 0), g BIGINT GENERATED ALWAYS AS (id + 1), d INTEGER DEFAULT 7)",
+        "CREATE INDEX by_v ON t (v)",
+        "COMMENT ON TABLE t IS 'the table'",
+        "COMMENT ON COLUMN t.v IS 'the column'",
+        // The same keys, in part, as those that come.
+        "INSERT INTO t (v, id, p, u) SELECT 'old', range, range % 3, range FROM range(300000)",
+    ] {
+        run(&here, sql).await;
+    }
+    let before = described(&here).await;
+    run(&there, "CREATE TABLE t AS SELECT range + 100000 AS id, range AS u, 'new ' || range AS v, (range % 3)::INTEGER AS p FROM range(300000)").await;
+    let body = |query: &str| json!({"from": source.uri(), "query": query, "to": "t", "mode": "replace"});
+    for query in ["FROM t", "FROM t", "SELECT *, id + 1 AS g, 8::INTEGER AS d FROM t"] {
+        let last = transfer(&here, body(query)).await.unwrap_or_else(|error| panic!("{query}: {error}")).pop().unwrap();
+        assert_eq!((last.rows, last.verified), (300_000, Some(true)), "{query}");
+        let seen = "SELECT count(*), min(id), max(id), count(*) FILTER (v LIKE 'new %'), count(DISTINCT u), count(*) FILTER (g = id + 1), \
+                    min(d) FROM t";
+        let default = if query.contains("AS d") { "8" } else { "7" };
+        assert_eq!(
+            row(&here, seen).await,
+            ["300000", "100000", "399999", "300000", "300000", "300000", default],
+            "{query}"
+        );
+        assert_eq!(row(&here, "SELECT v FROM t WHERE id = 100005").await, ["new 5"]);
+        assert_eq!(described(&here).await, before, "{query}");
+    }
+    let taken = here.query("INSERT INTO t (id, u) VALUES (100000, 900000)").await.err().expect("the key is still one");
+    assert_eq!(taken.code(), Code::FailedPrecondition, "{taken}");
+    // Nothing instead of something.
+    transfer(&here, body("FROM t WHERE false")).await.unwrap();
+    assert_eq!(count(&here, "t").await, 0);
+    assert_eq!(described(&here).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_do_not_fit_replace_nothing_unless_forced() {
+    let (source, target) = (TestServer::start().await, TestServer::start().await);
+    let (there, here) = (source.client().await, target.client().await);
+    run(&there, "CREATE TABLE t AS SELECT range AS id, 'x' AS v, range AS twice FROM range(10)").await;
+    run(&here, "CREATE TABLE t (id BIGINT PRIMARY KEY, v VARCHAR NOT NULL)").await;
+    run(&here, "INSERT INTO t VALUES (1, 'old')").await;
+    let before = described(&here).await;
+    let body = |query: &str, force: bool| json!({"from": source.uri(), "query": query, "to": "t", "mode": "replace", "force": force});
+    for (query, code, says) in [
+        ("FROM t", Code::InvalidArgument, "column \"twice\" is not in table"),
+        ("SELECT id FROM t", Code::InvalidArgument, "column \"v\" of table \"t\" is not in the stream"),
+        ("SELECT 'a' AS id, v FROM t", Code::InvalidArgument, "column \"id\" is VARCHAR in the stream"),
+        ("SELECT id, NULL::VARCHAR AS v FROM t", Code::FailedPrecondition, "NOT NULL"),
+        ("SELECT 1::BIGINT AS id, v FROM t", Code::FailedPrecondition, "uplicate key"),
+    ] {
+        let refused = transfer(&here, body(query, false)).await.expect_err(query);
+        assert_eq!(refused.code(), code, "{query}: {refused}");
+        assert!(refused.to_string().contains(says), "{query}: {refused}");
+        let force = refused.to_string().contains("--force") && refused.to_string().contains("\"force\": true");
+        assert_eq!(force, code == Code::InvalidArgument, "{query}: {refused}");
+        assert_eq!(row(&here, "FROM t").await, ["1", "old"], "{query}");
+        assert_eq!(described(&here).await, before, "{query}");
+    }
+    // What fits keeps its table whatever is asked for.
+    transfer(&here, body("SELECT v, id FROM t", true)).await.unwrap();
+    assert_eq!(described(&here).await, before);
+    let last = transfer(&here, body("FROM t", true)).await.unwrap().pop().unwrap();
+    assert_eq!((last.rows, last.verified), (10, Some(true)));
+    assert_ne!(described(&here).await, before);
+    assert_eq!(row(&here, "SELECT * FROM t WHERE id = 3").await, ["3", "x", "3"]);
+    let wrong = transfer(&here, json!({"from": source.uri(), "table": "t", "mode": "append", "force": true})).await;
+    assert_eq!(wrong.unwrap_err().code(), Code::InvalidArgument);
+
+    // Rows that others refer to stay.
+    run(&here, "CREATE TABLE main (id BIGINT PRIMARY KEY)").await;
+    run(&here, "INSERT INTO main VALUES (100), (101)").await;
+    run(&here, "CREATE TABLE detail (id BIGINT REFERENCES main (id))").await;
+    run(&here, "INSERT INTO detail VALUES (100)").await;
+    let ids = json!({"from": source.uri(), "query": "SELECT id FROM t", "to": "main", "mode": "replace"});
+    let refused = transfer(&here, ids.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.to_string().contains("cannot be replaced while rows of another table refer to them"), "{refused}");
+    assert_eq!(count(&here, "main").await, 2);
+    run(&here, "DELETE FROM detail").await;
+    transfer(&here, ids).await.unwrap();
+    assert_eq!(count(&here, "main").await, 10);
+    assert!(here.query("INSERT INTO detail VALUES (100)").await.is_err(), "the reference is still one");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn several_connections_bring_the_same_rows() {
     let source = TestServer::with(with_login(test_config())).await;

@@ -55,6 +55,9 @@ TAIL = """\
   inside `with writer:`, and the server then stores the rows that came. Announce an explicit end (`x-mallard-end: explicit`, as the
   README shows), and nothing is stored without it. ADBC's ingest needs none: it breaks its stream off where its source fails. It
   cannot send one, either, so it is refused by a server with `put.require_end`.
+- **ADBC's ingest mode replace**, and `if_exists="replace"` of pandas and polars over it, drop the table and create it anew, as Flight SQL
+  says of TABLE_EXISTS_OPTION_REPLACE: keys, defaults, indexes and comments go with it. To keep them, empty the table and append in one
+  transaction, or let `mallard transfer --mode replace` bring the rows.
 - **JDBC** (DBeaver, Metabase, Tableau) and **ODBC**: their drivers are not in a registry that the tests reach, so they
   are not in the table. What the Arrow Flight SQL JDBC driver does on the wire (its handshake, its headers, its prepared
   statements) is replayed by `tests/it`. The URL is
