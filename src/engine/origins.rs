@@ -108,9 +108,6 @@ fn from(node: &Value, scope: &mut Vec<Relation>, relations: &mut Vec<Relation>) 
     if let Some(columns) = &mut found.columns {
         columns.iter_mut().zip(renamed).for_each(|(column, name)| column.0 = name.to_lowercase());
     }
-    if !node["sample"].is_null() || !found.columns.as_ref().is_none_or(|columns| !columns.is_empty()) {
-        found.columns = found.columns.filter(|columns| !columns.is_empty());
-    }
     relations.push(found);
 }
 
