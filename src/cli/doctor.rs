@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::serve::ConfigArguments;
 use crate::{
     config::Config,
-    engine::{self, Engine, FileState, TableSum},
+    engine::{self, Engine, Examined, FileState, Misfit, TableSum},
     error::{Error, Result},
     machine, server,
 };
@@ -54,6 +54,24 @@ struct Read {
     hash: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    /// Stored values that their type does not have; the first hundred of each column.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    values: Vec<FoundValue>,
+    /// How many there are.
+    #[serde(skip_serializing_if = "is_zero")]
+    value_count: u64,
+}
+
+/// One of them.
+#[derive(Debug, Serialize)]
+struct FoundValue {
+    column: String,
+    rowid: i64,
+    says: String,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 #[derive(Default)]
@@ -86,7 +104,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<ExitCode> {
     database(&mut lines, &config);
     let tables = if arguments.verify { Some(verify(&config).await?) } else { None };
     let broken = lines.0.iter().any(|line| line.finding == Finding::Broken)
-        || tables.iter().flatten().any(|table| table.error.is_some());
+        || tables.iter().flatten().any(|table| table.error.is_some() || table.value_count > 0);
     if arguments.json {
         let report = serde_json::json!({ "ok": !broken, "checks": lines.0, "tables": tables });
         println!("{}", serde_json::to_string_pretty(&report).map_err(Error::internal)?);
@@ -216,16 +234,32 @@ async fn verify(config: &Config) -> Result<Vec<Read>> {
     };
     let reading = tokio::task::spawn_blocking(move || {
         let mut tables = Vec::new();
-        engine::verify(&path, |schema, table, read| tables.push(found(schema, table, read))).map(|()| tables)
+        engine::examine(&path, |examined| tables.push(found(examined))).map(|()| tables)
     });
     reading.await.map_err(Error::internal)?
 }
 
-fn found(schema: &str, table: &str, read: Result<TableSum>) -> Read {
-    let (schema, table) = (schema.to_string(), table.to_string());
-    match read {
-        Ok(TableSum { rows, hash, .. }) => Read { schema, table, rows: Some(rows), hash: Some(hash), error: None },
-        Err(error) => Read { schema, table, rows: None, hash: None, error: Some(error.to_string()) },
+fn found(examined: Examined) -> Read {
+    let Examined { schema, table, sum, misfits, misfit_count, unreadable } = examined;
+    let told = |Misfit { column, row, says }| FoundValue { column, rowid: row, says };
+    let mut errors: Vec<String> = Vec::new();
+    let (rows, hash) = match sum {
+        Ok(TableSum { rows, hash, .. }) => (Some(rows), Some(hash)),
+        Err(error) => {
+            errors.push(error.to_string());
+            (None, None)
+        }
+    };
+    errors.extend(unreadable.into_iter().map(|(column, why)| format!("column {column:?} cannot be read: {why}")));
+    let error = Some(errors.join("; ")).filter(|errors| !errors.is_empty());
+    Read {
+        schema,
+        table,
+        rows,
+        hash,
+        error,
+        values: misfits.into_iter().map(told).collect(),
+        value_count: misfit_count,
     }
 }
 
@@ -244,8 +278,22 @@ fn show(lines: &Lines, tables: Option<&[Read]>) {
     for read in tables {
         let name = format!("{}.{}", read.schema, read.table);
         let rows = read.rows.map_or(String::new(), |rows| rows.to_string());
-        let end = read.error.clone().unwrap_or("ok".into());
+        let wrong = format!("{} values that their type does not have, see below", read.value_count);
+        let wrong = Some(wrong).filter(|_| read.value_count > 0);
+        let end = read.error.clone().or(wrong).unwrap_or("ok".into());
         shown.add_row([name, rows, read.hash.clone().unwrap_or_default(), end]);
     }
     println!("{shown}");
+    for read in tables.iter().filter(|read| read.value_count > 0) {
+        let name = format!("{}.{}", read.schema, read.table);
+        for FoundValue { column, rowid, says } in &read.values {
+            println!("✗ table {name}, column {column}, rowid {rowid}: {says}");
+        }
+        if let left @ 1.. = read.value_count - read.values.len() as u64 {
+            println!("✗ table {name}: {left} more");
+        }
+        println!(
+            "  reading one may be an internal error of DuckDB's; mend it with UPDATE {name} SET .. = NULL WHERE rowid = .."
+        );
+    }
 }

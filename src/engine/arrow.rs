@@ -10,7 +10,10 @@ use arrow_array::{
 };
 use arrow_schema::{DataType, Fields, Schema, SchemaRef};
 
-use super::{plain, validate::CheckedBatch};
+use super::{
+    plain::{self, Form},
+    validate::CheckedBatch,
+};
 use crate::error::{Error, Result};
 
 /// Field metadata that keeps the DuckDB type where Arrow has no form of its own for it (ENUM, TUPLE).
@@ -31,8 +34,8 @@ impl Importer {
         // SAFETY: both are the C Data Interface's ArrowSchema; ownership moves to the arrow-rs type, which releases it.
         let raw = unsafe { std::mem::transmute::<duckdb::ffi::ArrowSchema, FFI_ArrowSchema>(schema.into_raw()) };
         let raw = Schema::try_from(&raw).map_err(|error| Error::Unsupported(error.to_string()))?;
-        let changes = raw.fields().iter().any(|field| plain::changes(field, plain));
-        let fields: Fields = raw.fields().iter().map(|field| plain::field(field, plain)).collect();
+        let changes = raw.fields().iter().any(|field| plain::changes(field, Form::of(plain)));
+        let fields: Fields = raw.fields().iter().map(|field| plain::field(field, Form::of(plain))).collect();
         let schema = Arc::new(Schema::new(fields));
         let plain = vec![plain; raw.fields().len()];
         Ok(Self { raw: DataType::Struct(raw.fields().clone()), schema, plain, changes })
@@ -41,7 +44,7 @@ impl Importer {
     /// The columns without loss, whatever the form of the others.
     pub(super) fn lossless(&self) -> Schema {
         let Self { raw: DataType::Struct(raw), .. } = self else { unreachable!("built from a schema's fields") };
-        Schema::new(raw.iter().map(|field| plain::field(field, false)).collect::<Fields>())
+        Schema::new(raw.iter().map(|field| plain::field(field, Form::Lossless)).collect::<Fields>())
     }
 
     /// From now on these columns are given without loss.
@@ -97,7 +100,7 @@ impl Importer {
         if self.changes {
             let Self { raw: DataType::Struct(raw), .. } = self else { unreachable!("built from a schema's fields") };
             let columns_in = raw.iter().zip(columns).zip(&self.plain);
-            let changed = columns_in.map(|((field, column), plain)| plain::array(field, column, *plain));
+            let changed = columns_in.map(|((field, column), plain)| plain::array(field, column, Form::of(*plain)));
             columns = changed.collect::<Result<_>>()?;
         }
         let options = RecordBatchOptions::new().with_row_count(Some(length));

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use duckdb::Parameters;
 
-use super::{Engine, catalog::literal, source::Sharing};
+use super::{Engine, catalog::literal, plain, source::Sharing};
 use crate::{
     access::Rights,
     config::Config,
@@ -66,6 +66,7 @@ impl Engine {
 
     /// Writes the stream to a file, `/dev/stdout` included; the rows written.
     pub async fn write_file(&self, input: RecordBatchStream, path: &Path, format: FileFormat) -> Result<u64> {
+        let input = if format == FileFormat::Parquet { plain::for_parquet(input)? } else { input };
         let path = literal(&path.to_string_lossy());
         let copy = move |source: &str| format!("COPY (SELECT * FROM {source}) TO {path} ({})", format.copy_options());
         self.drain_into(input, move |shared, connection, source| {

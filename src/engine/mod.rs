@@ -38,6 +38,7 @@ mod source;
 mod statement;
 mod steps;
 mod storage;
+mod stored;
 mod transform;
 mod types;
 mod validate;
@@ -71,8 +72,9 @@ pub use restore::{Restored, restore};
 pub use script::Script;
 pub use seen::{Kill, RunningStatement};
 pub use shape::{Reads, Shape};
+pub use stored::Misfit;
 pub use transform::{Checked, Transformation};
-pub use verify::{FileState, TableSum, verify};
+pub use verify::{Examined, FileState, TableSum, examine, verify};
 
 use crate::{
     access::Rights,

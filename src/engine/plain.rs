@@ -9,18 +9,39 @@
 use std::sync::Arc;
 
 use arrow_array::{
-    Array, ArrayRef, BinaryArray, BooleanArray, Decimal128Array, FixedSizeBinaryArray, Int8Array, StringArray,
-    cast::AsArray, make_array,
+    Array, ArrayRef, BinaryArray, BooleanArray, Decimal128Array, FixedSizeBinaryArray, Int8Array, RecordBatch,
+    StringArray, cast::AsArray, make_array,
 };
-use arrow_schema::{DataType, Field, FieldRef};
+use arrow_schema::{DataType, Field, FieldRef, Fields, Schema};
+use futures::StreamExt;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    stream::RecordBatchStream,
+};
 
 const EXTENSION_NAME: &str = "ARROW:extension:name";
 const EXTENSION_METADATA: &str = "ARROW:extension:metadata";
 
 /// The largest precision of a 128-bit decimal.
 const DIGITS: u8 = 38;
+
+/// What a result is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Clients that know extension types.
+    Lossless,
+    /// Clients that know none.
+    Plain,
+    /// A Parquet file, in which DuckDB makes a DOUBLE of HUGEINT and UHUGEINT and tells nobody. Its other types are whole there.
+    Parquet,
+}
+
+impl Form {
+    pub(super) fn of(plain: bool) -> Self {
+        if plain { Self::Plain } else { Self::Lossless }
+    }
+}
 
 /// A type that leaves in another form.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,12 +60,15 @@ enum Special {
 
 impl Special {
     /// What a field of DuckDB's is, apart from what is inside of it.
-    fn of(field: &Field, plain: bool) -> Option<Self> {
+    fn of(field: &Field, form: Form) -> Option<Self> {
+        if form == Form::Parquet {
+            return Self::of(field, Form::Plain).filter(|special| matches!(special, Self::Hugeint | Self::Uhugeint));
+        }
         let name = field.metadata().get(EXTENSION_NAME).map(|name| name.to_string());
         if name.as_deref() == Some("arrow.bool8") {
             return Some(Self::Bool8);
         }
-        if !plain {
+        if form != Form::Plain {
             return None;
         }
         match (name.as_deref(), field.data_type()) {
@@ -98,22 +122,33 @@ impl Special {
     }
 }
 
-pub(super) fn changes(field: &Field, plain: bool) -> bool {
-    Special::of(field, plain).is_some() || children(field.data_type()).iter().any(|child| changes(child, plain))
+/// The name of an extension type: DuckDB's own of an opaque one.
+pub(super) fn opaque(field: &Field) -> Option<String> {
+    let name = field.metadata().get(EXTENSION_NAME)?;
+    if name != "arrow.opaque" {
+        // JSON is a text.
+        return Some(name.clone()).filter(|name| name != "arrow.json");
+    }
+    let told: serde_json::Value = serde_json::from_str(field.metadata().get(EXTENSION_METADATA)?).ok()?;
+    Some(told.get("type_name")?.as_str()?.to_string())
+}
+
+pub(super) fn changes(field: &Field, form: Form) -> bool {
+    Special::of(field, form).is_some() || children(field.data_type()).iter().any(|child| changes(child, form))
 }
 
 /// The field as it leaves.
-pub(super) fn field(from: &FieldRef, plain: bool) -> FieldRef {
-    if !changes(from, plain) {
+pub(super) fn field(from: &FieldRef, form: Form) -> FieldRef {
+    if !changes(from, form) {
         return from.clone();
     }
     let to = from.as_ref().clone();
-    if let Some(special) = Special::of(from, plain) {
+    if let Some(special) = Special::of(from, form) {
         let mut metadata = from.metadata().clone();
         metadata.retain(|key, _| !key.starts_with("ARROW:extension:"));
         return Arc::new(to.with_data_type(special.data_type(from.data_type())).with_metadata(metadata));
     }
-    let of = |child: &FieldRef| field(child, plain);
+    let of = |child: &FieldRef| field(child, form);
     let data_type = match from.data_type() {
         DataType::List(child) => DataType::List(of(child)),
         DataType::LargeList(child) => DataType::LargeList(of(child)),
@@ -131,11 +166,11 @@ pub(super) fn field(from: &FieldRef, plain: bool) -> FieldRef {
 }
 
 /// The column as it leaves; `from` is the field that DuckDB gave it.
-pub(super) fn array(from: &FieldRef, column: ArrayRef, plain: bool) -> Result<ArrayRef> {
-    if !changes(from, plain) {
+pub(super) fn array(from: &FieldRef, column: ArrayRef, form: Form) -> Result<ArrayRef> {
+    if !changes(from, form) {
         return Ok(column);
     }
-    if let Some(special) = Special::of(from, plain) {
+    if let Some(special) = Special::of(from, form) {
         return special.array(column).map_err(|error| match error {
             Error::Sql(what) => Error::Sql(format!("column \"{}\": {what}", from.name())),
             other => other,
@@ -144,12 +179,48 @@ pub(super) fn array(from: &FieldRef, column: ArrayRef, plain: bool) -> Result<Ar
     let data = column.to_data();
     let mut parts = Vec::new();
     for (child, part) in children(from.data_type()).iter().zip(data.child_data()) {
-        parts.push(array(child, make_array(part.clone()), plain)?.to_data());
+        parts.push(array(child, make_array(part.clone()), form)?.to_data());
     }
-    let builder = data.into_builder().data_type(field(from, plain).data_type().clone()).child_data(parts);
+    let builder = data.into_builder().data_type(field(from, form).data_type().clone()).child_data(parts);
     // SAFETY: children became arrays of the same length and nulls, of the types that `field` names; offsets and lengths
     // are as DuckDB made them.
     Ok(make_array(unsafe { builder.build_unchecked() }))
+}
+
+/// The stream as it is written into a Parquet file.
+pub(super) fn for_parquet(input: RecordBatchStream) -> Result<RecordBatchStream> {
+    let from = input.schema();
+    if let Some(field) = from.fields().iter().find(|field| hides_hugeint(field)) {
+        return Err(Error::Unsupported(format!(
+            "column \"{}\": a HUGEINT in {} cannot be written to a Parquet file; cast it to VARCHAR",
+            field.name(),
+            field.data_type()
+        )));
+    }
+    if !from.fields().iter().any(|field| changes(field, Form::Parquet)) {
+        return Ok(input);
+    }
+    let fields: Fields = from.fields().iter().map(|from| field(from, Form::Parquet)).collect();
+    let schema = Arc::new(Schema::new_with_metadata(fields, from.metadata().clone()));
+    let to = schema.clone();
+    let batches = input.map(move |batch| {
+        let batch = batch?;
+        let columns = from.fields().iter().zip(batch.columns());
+        let columns =
+            columns.map(|(from, column)| array(from, column.clone(), Form::Parquet)).collect::<Result<_>>()?;
+        RecordBatch::try_new(to.clone(), columns).map_err(Error::internal)
+    });
+    Ok(RecordBatchStream::new(schema, batches))
+}
+
+/// Whether a HUGEINT is in a layout that [`array`] does not know.
+fn hides_hugeint(field: &Field) -> bool {
+    let is_hugeint = matches!(opaque(field).as_deref(), Some("hugeint" | "uhugeint"));
+    let inside = match field.data_type() {
+        DataType::RunEndEncoded(_, values) => opaque(values).is_some() || hides_hugeint(values),
+        other => children(other).iter().any(|child| hides_hugeint(child)),
+    };
+    inside || (is_hugeint && *field.data_type() != DataType::FixedSizeBinary(16))
 }
 
 pub(super) fn children(data_type: &DataType) -> Vec<FieldRef> {
@@ -177,7 +248,7 @@ fn decimals(values: &FixedSizeBinaryArray, number: fn([u8; 16]) -> i128) -> Resu
         let value = number(bytes.try_into().expect("16 bytes each"));
         if value.unsigned_abs() > largest.unsigned_abs() {
             return Err(Error::Sql(format!(
-                "a number of more than {DIGITS} digits does not fit plain types: cast it to VARCHAR, or ask for lossless types"
+                "a number of more than {DIGITS} digits does not fit plain types, nor a Parquet file: cast it to VARCHAR, or ask for lossless types"
             )));
         }
         decimals.push(Some(value));

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output, Stdio};
 
-use crate::support::{PASSWORD, TestServer, USER, count, run, test_config, until, with_login};
+use crate::support::{PASSWORD, TestServer, USER, count, row, run, test_config, until, with_login};
 
 fn mallard(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mallard"));
@@ -64,6 +64,65 @@ async fn query_writes_data_to_stdout_in_every_format() {
         output(command).await;
     }
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "one\n1\none\n1\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn huge_integers_are_whole_in_files_or_refused() {
+    let server = TestServer::start().await;
+    let (uri, client) = (server.uri(), server.client().await);
+    let directory = tempfile::tempdir().unwrap();
+    // Neither of them is a DOUBLE.
+    let huge = "99999999999999999999999999999999999999::HUGEINT";
+    let unsigned = "12345678901234567890123456789012345678::UHUGEINT";
+    for (at, value) in [
+        huge.to_string(),
+        unsigned.to_string(),
+        format!("-{huge}"),
+        format!("[{huge}, NULL, -9007199254740993]"),
+        format!("{{'a': {unsigned}, 'b': [{huge}]}}"),
+        format!("MAP {{1::HUGEINT: {unsigned}}}"),
+        format!("[{huge}, {huge}]::HUGEINT[2]"),
+        "NULL::HUGEINT".to_string(),
+        "sum(range)".to_string(),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let sql = format!("SELECT {value} AS v FROM range(3) GROUP BY ALL");
+        let expected = row(&client, &format!("SELECT v::VARCHAR FROM ({sql})")).await;
+        for ending in ["parquet", "csv", "json", "arrow"] {
+            let file = directory.path().join(format!("huge.{ending}"));
+            let written = output(mallard(&["query", &uri, &sql, "-o", file.to_str().unwrap()])).await;
+            assert!(written.status.success(), "{value}: {}", stderr(&written));
+            if !matches!(ending, "parquet" | "arrow") {
+                // A text, whose numbers are whole.
+                let text = std::fs::read_to_string(&file).unwrap();
+                let digits: String = expected[0].chars().filter(char::is_ascii_digit).collect();
+                let mut written = text.chars().filter(char::is_ascii_digit);
+                assert!(digits.is_empty() || digits.chars().all(|digit| written.any(|other| other == digit)), "{text}");
+                continue;
+            }
+            let table = format!("huge{at}{ending}");
+            let put = output(mallard(&["put", &uri, &table, file.to_str().unwrap()])).await;
+            assert!(put.status.success(), "{value}: {}", stderr(&put));
+            assert_eq!(row(&client, &format!("SELECT v::VARCHAR FROM {table}")).await, expected, "{value} in {ending}");
+            let stored = row(&client, &format!("SELECT typeof(v) FROM {table}")).await;
+            assert_eq!(stored[0].contains("DECIMAL(38,0)"), ending == "parquet", "{value}: {stored:?}");
+        }
+    }
+    // What no DECIMAL holds is refused, and leaves no file.
+    for value in [
+        "100000000000000000000000000000000000000::HUGEINT",
+        "340282366920938463463374607431768211455::UHUGEINT",
+        "[1, (-170141183460469231731687303715884105727)::HUGEINT]",
+    ] {
+        let file = directory.path().join("refused.parquet");
+        let sql = format!("SELECT 1 AS i, {value} AS huge");
+        let refused = output(mallard(&["query", &uri, &sql, "-o", file.to_str().unwrap()])).await;
+        let says = stderr(&refused);
+        assert!(!refused.status.success() && says.contains("\"huge\"") && says.contains("VARCHAR"), "{value}: {says}");
+        assert!(!file.exists(), "{value}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

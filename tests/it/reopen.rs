@@ -20,6 +20,7 @@ use tonic_health::{
 use crate::{
     faults,
     flight_sql::{refused, table as rows_of, table_in, update},
+    process::{mallard, text},
     support::{TestServer, collect, count, people, row, run, table, test_config, until, with_users},
 };
 
@@ -139,7 +140,7 @@ async fn readiness_is_refused_while_the_database_is_reopened() {
 async fn transactions_and_sessions_are_told_and_begin_anew() {
     let directory = tempfile::tempdir().unwrap();
     let server = TestServer::with(with_users(on_file(directory.path()), &[("ann", "admin"), ("bob", "reader")])).await;
-    let [mut open, mut text, mut temporary, mut other] = [
+    let [mut open, mut begun, mut temporary, mut other] = [
         server.sql_of("ann").await,
         server.sql_of("ann").await,
         server.sql_of("ann").await,
@@ -148,8 +149,8 @@ async fn transactions_and_sessions_are_told_and_begin_anew() {
     update(&mut open, "CREATE TABLE t (i INTEGER)").await;
     let transaction = open.begin_transaction().await.unwrap();
     open.execute_update("INSERT INTO t VALUES (1)".into(), Some(transaction.clone())).await.unwrap();
-    update(&mut text, "BEGIN").await;
-    update(&mut text, "INSERT INTO t VALUES (2)").await;
+    update(&mut begun, "BEGIN").await;
+    update(&mut begun, "INSERT INTO t VALUES (2)").await;
     update(&mut temporary, "CREATE TEMP TABLE mine AS SELECT 1 AS i").await;
     let mut prepared = other.prepare("SELECT count(*) FROM t".into(), None).await.unwrap();
     let rolled_back = other.begin_transaction().await.unwrap();
@@ -174,10 +175,10 @@ async fn transactions_and_sessions_are_told_and_begin_anew() {
     other.end_transaction(rolled_back, EndTransaction::Rollback).await.unwrap();
     // One begun as a text: nothing passes for a part of it.
     for _ in 0..2 {
-        assert_eq!(refused(text.execute_update("INSERT INTO t VALUES (2)".into(), None).await).0, Code::Aborted);
+        assert_eq!(refused(begun.execute_update("INSERT INTO t VALUES (2)".into(), None).await).0, Code::Aborted);
     }
-    assert_eq!(refused(text.execute_update("COMMIT".into(), None).await).0, Code::Aborted);
-    update(&mut text, "INSERT INTO t VALUES (4)").await;
+    assert_eq!(refused(begun.execute_update("COMMIT".into(), None).await).0, Code::Aborted);
+    update(&mut begun, "INSERT INTO t VALUES (4)").await;
     // Temporary tables are gone, and their client hears of it once.
     assert_eq!(refused(temporary.execute("SELECT * FROM mine".into(), None).await).0, Code::Aborted);
     assert_eq!(refused(temporary.execute("SELECT * FROM mine".into(), None).await).0, Code::NotFound);
@@ -298,4 +299,51 @@ async fn checkpoint_that_fails_is_survived_with_all_that_was_acknowledged() {
             assert_eq!((count(&client, "t").await, count(&client, "sent").await), (1000, 1000 * time), "{point}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_names_the_stored_value_that_does_it_again_after_each_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = on_file(directory.path());
+    let db = config.database.path.clone();
+    let server = TestServer::with(config.clone()).await;
+    let client = server.client().await;
+    run(&client, "CREATE SCHEMA s").await;
+    let values = "SELECT i, make_timestamp(CASE i WHEN 70000 THEN -9223372036854775808 ELSE i END) AS ts FROM range(100000) t(i)";
+    run(&client, &format!("CREATE TABLE s.bad AS SELECT i, ts, [{{'at': ts}}] AS nested FROM ({values})")).await;
+    run(&client, "CREATE TABLE good AS SELECT TIMESTAMP 'infinity' AS ts, DATE '-infinity' AS d, TIME '24:00:00' AS t")
+        .await;
+    for _ in 0..2 {
+        assert_eq!(failing(&client, "SELECT max(ts::VARCHAR) FROM s.bad").await.code(), Code::Internal);
+        serves(&client).await;
+    }
+    server.server.stop(std::future::pending()).await.unwrap();
+
+    let verify = |form: &[&str]| {
+        let output = mallard().args(["doctor", "--verify", "--db", &db]).args(form).output().unwrap();
+        (output.status.code(), text(&output.stdout))
+    };
+    let (code, report) = verify(&["--json"]);
+    assert_eq!(code, Some(1), "{report}");
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let of = |name: &str| report["tables"].as_array().unwrap().iter().find(|table| table["table"] == name).unwrap();
+    let places: Vec<_> = of("bad")["values"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|value| (value["column"].clone(), value["rowid"].clone()))
+        .collect();
+    assert_eq!(places, [(json!("ts"), json!(70_000)), (json!("nested[].at"), json!(70_000))]);
+    assert!(of("good")["values"].is_null() && of("bad")["rows"] == 100_000, "{report}");
+    let (_, shown) = verify(&[]);
+    assert!(shown.contains("table s.bad, column ts, rowid 70000: timestamp -9223372036854775808 us"), "{shown}");
+
+    // And what it says mends it.
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    run(&client, "UPDATE s.bad SET ts = NULL, nested = NULL WHERE rowid = 70000").await;
+    run(&client, "SELECT max(ts::VARCHAR) FROM s.bad").await;
+    server.server.stop(std::future::pending()).await.unwrap();
+    let (code, report) = verify(&[]);
+    assert_eq!(code, Some(0), "{report}");
 }

@@ -7,8 +7,8 @@
 //! when the data was decoded; this module does not do that again.
 
 mod extension;
-mod payload;
-mod range;
+pub(super) mod payload;
+pub(super) mod range;
 mod rewrite;
 mod rows;
 mod variant;

@@ -5,7 +5,7 @@ const DAY_MICROS: u64 = 86_400_000_000;
 const LARGEST_OFFSET: u64 = 16 * 3600 - 1;
 
 /// Microseconds in the upper 40 bits, and in the lower 24 how far the zone's offset is below the largest one.
-pub(super) fn time_tz(bytes: &[u8]) -> Result<(), String> {
+pub(in crate::engine) fn time_tz(bytes: &[u8]) -> Result<(), String> {
     let stored = u64::from_le_bytes(bytes.try_into().map_err(|_| "a TIMETZ has 8 bytes".to_string())?);
     let (micros, offset) = (stored >> 24, stored & 0xff_ffff);
     if micros > DAY_MICROS {
@@ -19,7 +19,7 @@ pub(super) fn time_tz(bytes: &[u8]) -> Result<(), String> {
 }
 
 /// A byte that says how many bits of the second one are padding, which are set, and then the bits.
-pub(super) fn bit(bytes: &[u8]) -> Result<(), String> {
+pub(in crate::engine) fn bit(bytes: &[u8]) -> Result<(), String> {
     let [padding, first, ..] = bytes else { return Err(malformed("bit", bytes, "it has no bits")) };
     if *padding > 7 {
         return Err(malformed("bit", bytes, &format!("its padding is {padding} bits, and at most 7")));
@@ -33,7 +33,7 @@ pub(super) fn bit(bytes: &[u8]) -> Result<(), String> {
 
 /// Three bytes of a header, whose first bit is set in numbers that are not negative and which count the bytes behind; all
 /// bits of a negative number are inverted.
-pub(super) fn bignum(bytes: &[u8]) -> Result<(), String> {
+pub(in crate::engine) fn bignum(bytes: &[u8]) -> Result<(), String> {
     let [a, b, c, digits @ ..] = bytes else { return Err(malformed("bignum", bytes, "it has no header")) };
     let negative = a & 0x80 == 0;
     let told = u32::from_be_bytes([0, *a, *b, *c]);

@@ -45,11 +45,11 @@ pub(super) enum Rule {
 const DAY_MILLIS: i64 = 86_400_000;
 
 /// The first TIMESTAMP, 290309-12-22 (BC), and the last one in microseconds. Infinity and its negative lie outside.
-const FIRST_MICROS: i64 = -9_223_372_022_400_000_000;
+pub(in crate::engine) const FIRST_MICROS: i64 = -9_223_372_022_400_000_000;
 const LAST_MICROS: i64 = i64::MAX - 1;
 
 /// The first TIMESTAMP_NS, 1677-09-22.
-const FIRST_NANOS: i64 = -9_223_286_400_000_000_000;
+pub(in crate::engine) const FIRST_NANOS: i64 = -9_223_286_400_000_000_000;
 
 /// Tells the row and the reason.
 type Refuse<'a> = &'a dyn Fn(u64, String) -> crate::error::Error;
