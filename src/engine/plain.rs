@@ -167,19 +167,24 @@ pub(super) fn field(from: &FieldRef, form: Form) -> FieldRef {
 
 /// The column as it leaves; `from` is the field that DuckDB gave it.
 pub(super) fn array(from: &FieldRef, column: ArrayRef, form: Form) -> Result<ArrayRef> {
+    part(from, column, form).map_err(|error| match error {
+        Error::Sql(what) => Error::Sql(format!("column \"{}\": {what}", from.name())),
+        other => other,
+    })
+}
+
+/// The same of a column's part.
+fn part(from: &FieldRef, column: ArrayRef, form: Form) -> Result<ArrayRef> {
     if !changes(from, form) {
         return Ok(column);
     }
     if let Some(special) = Special::of(from, form) {
-        return special.array(column).map_err(|error| match error {
-            Error::Sql(what) => Error::Sql(format!("column \"{}\": {what}", from.name())),
-            other => other,
-        });
+        return special.array(column);
     }
     let data = column.to_data();
     let mut parts = Vec::new();
-    for (child, part) in children(from.data_type()).iter().zip(data.child_data()) {
-        parts.push(array(child, make_array(part.clone()), form)?.to_data());
+    for (child, inner) in children(from.data_type()).iter().zip(data.child_data()) {
+        parts.push(part(child, make_array(inner.clone()), form)?.to_data());
     }
     let builder = data.into_builder().data_type(field(from, form).data_type().clone()).child_data(parts);
     // SAFETY: children became arrays of the same length and nulls, of the types that `field` names; offsets and lengths
