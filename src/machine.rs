@@ -218,6 +218,13 @@ pub fn no_descriptors(error: impl std::fmt::Display) -> Error {
     Error::Limit { what: format!("the server has no file descriptor left ({error})"), key: "RLIMIT_NOFILE (ulimit -n)" }
 }
 
+/// Whether a file could not be opened because there are none left, for the process or the machine.
+pub fn is_out_of_descriptors(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let number = error.raw_os_error();
+    number == Some(Errno::MFILE.raw_os_error()) || number == Some(Errno::NFILE.raw_os_error())
+}
+
 /// What callers are told when no thread can be started.
 pub fn no_threads(error: impl std::fmt::Display) -> Error {
     Error::Limit { what: format!("the server cannot start a thread ({error})"), key: "RLIMIT_NPROC (ulimit -u)" }

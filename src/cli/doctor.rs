@@ -134,10 +134,18 @@ fn process(lines: &mut Lines, config: &Config) {
     lines.ok("process", "the process's memory limit", last);
     let cgroup = machine::cgroup_cores().map_or("none".into(), |cores| format!("{cores:.2} cores"));
     lines.ok("process", "cores", format!("{} (cgroup: {cgroup})", machine::cores()));
+    machine::allow_open_files();
     // A connection is one, and DuckDB has some.
     let files = machine::open_files();
     let finding = if files.is_some_and(|files| files < 1024) { Finding::Warning } else { Finding::Ok };
     lines.add("process", "open files at most", files.map_or("no limit".into(), |files| files.to_string()), finding);
+    if let Some(carried) = machine::connections(config) {
+        let configured = config.limits.connections;
+        let fewer = configured == 0 || configured > carried;
+        let finding = if fewer && configured != 0 { Finding::Warning } else { Finding::Ok };
+        let hint = if fewer { "; fewer than limits.connections: raise ulimit -n" } else { "" };
+        lines.add("process", "connections that they carry", format!("{carried}{hint}"), finding);
+    }
     if let Some(bytes) = machine::file_size() {
         lines.add("process", "size of a file at most", size(bytes), Finding::Warning);
     }

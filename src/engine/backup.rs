@@ -226,7 +226,10 @@ pub(super) fn now() -> (String, String) {
 }
 
 fn trouble(error: std::io::Error) -> Error {
-    Error::Io(format!("database.backup_directory: {error}"))
+    match machine::is_out_of_descriptors(&error) {
+        true => machine::no_descriptors(error),
+        false => Error::Io(format!("database.backup_directory: {error}")),
+    }
 }
 
 fn sync_directory(directory: &Path) -> Result<()> {

@@ -19,6 +19,7 @@ use super::{Engine, Shared, catalog::quote, hold::beside};
 use crate::{
     access::OWN_SCHEMA,
     error::{Error, Result},
+    machine,
 };
 
 /// One version of a registered exchanger.
@@ -53,6 +54,7 @@ impl State {
         let bytes = match std::fs::read(file) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if machine::is_out_of_descriptors(&error) => return Err(machine::no_descriptors(error)),
             Err(error) => return Err(Error::Io(format!("{}: {error}", file.display()))),
         };
         let damaged = |why: &str| Error::Corrupt(format!("{} is damaged: {why}", file.display()));
@@ -79,7 +81,10 @@ impl State {
             let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
             File::open(directory)?.sync_all()
         })();
-        written.map_err(|error: std::io::Error| Error::Io(format!("the server's own state cannot be stored: {error}")))
+        written.map_err(|error: std::io::Error| match machine::is_out_of_descriptors(&error) {
+            true => machine::no_descriptors(error),
+            false => Error::Io(format!("the server's own state cannot be stored: {error}")),
+        })
     }
 }
 
