@@ -14,9 +14,14 @@ use crate::{
 /// the first start moves to the file beside the database.
 pub const OWN_SCHEMA: &str = "_mallard";
 
-/// Whether a name is that schema's, as DuckDB compares names.
+/// A name as DuckDB compares names: letters of ASCII without their case, all others as they are.
+pub fn fold(name: &str) -> String {
+    name.to_ascii_lowercase()
+}
+
+/// Whether a name is that schema's.
 pub fn is_own_schema(name: &str) -> bool {
-    name.eq_ignore_ascii_case(OWN_SCHEMA)
+    fold(name) == OWN_SCHEMA
 }
 
 /// Who has vouched for a name: the same name of another issuer is another principal.
@@ -112,7 +117,7 @@ impl Patterns {
 
     pub fn new<'a>(patterns: impl IntoIterator<Item = &'a String>) -> Self {
         let patterns = patterns.into_iter().map(|pattern| {
-            let pattern = pattern.to_lowercase();
+            let pattern = fold(pattern);
             match pattern.split_once('.') {
                 Some((schema, table)) => (schema.to_string(), table.to_string()),
                 None if pattern == "*" => ("*".into(), pattern),
@@ -133,12 +138,12 @@ impl Patterns {
 
     /// Whether some table of that schema may match.
     fn reaches(&self, schema: &str) -> bool {
-        let schema = schema.to_lowercase();
+        let schema = fold(schema);
         self.0.iter().any(|(of_schema, of_table)| !of_table.is_empty() && is_like(of_schema, &schema))
     }
 
     fn matches(&self, schema: &str, table: &str) -> bool {
-        let (schema, table) = (schema.to_lowercase(), table.to_lowercase());
+        let (schema, table) = (fold(schema), fold(table));
         self.0.iter().any(|(of_schema, of_table)| is_like(of_schema, &schema) && is_like(of_table, &table))
     }
 }
@@ -346,6 +351,11 @@ mod tests {
             ("flights", "other", "flights", false),
             ("Sales.*", "SALES", "Orders", true),
             ("sales.*", "sales2", "orders", false),
+            // The Kelvin sign is no k, and a long s no s, as in DuckDB.
+            ("tokens", "main", "to\u{212a}ens", false),
+            ("\u{212a}", "main", "k", false),
+            ("\u{17f}ales.*", "sales", "orders", false),
+            ("stra\u{df}e", "main", "STRA\u{1e9e}E", false),
             ("sales*.order?", "sales2", "orders", true),
             ("sales.*a*b", "sales", "xxaxxb", true),
             ("sales.*a*b", "sales", "xxbxxa", false),

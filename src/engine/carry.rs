@@ -75,7 +75,7 @@ impl Carry {
     /// How the answer is put together: the columns that are passed on have the types that they came with.
     pub(super) fn resolve(&self, input: &Schema, answer: &SchemaRef, computed: &Schema) -> Option<Carried> {
         let mut places = Vec::new();
-        let names: Vec<String> = input.fields().iter().map(|field| field.name().to_lowercase()).collect();
+        let names: Vec<String> = input.fields().iter().map(|field| field.name().to_ascii_lowercase()).collect();
         if names.iter().collect::<HashSet<_>>().len() < names.len() {
             // DuckDB gives them names of its own.
             return None;
@@ -123,14 +123,14 @@ impl Item {
         match expression["class"].as_str() {
             Some("STAR") if only(expression, &[&PLACE[..], &["exclude_list"]].concat()) => {
                 let excluded = expression["exclude_list"].as_array().into_iter().flatten();
-                match excluded.map(|name| Some(name.as_str()?.to_lowercase())).collect() {
+                match excluded.map(|name| Some(name.as_str()?.to_ascii_lowercase())).collect() {
                     Some(but) => Self::Every { but },
                     None => Self::Computed,
                 }
             }
             Some("COLUMN_REF") if only(expression, &[&PLACE[..], &["alias", "column_names"]].concat()) => {
                 match expression["column_names"].as_array().map(Vec::as_slice) {
-                    Some([Value::String(name)]) => Self::Named(name.to_lowercase()),
+                    Some([Value::String(name)]) => Self::Named(name.to_ascii_lowercase()),
                     _ => Self::Computed,
                 }
             }
@@ -144,7 +144,7 @@ fn makes_rows(expression: &Value, built_ins: &BuiltIns) -> bool {
         Value::Array(items) => items.iter().any(|item| makes_rows(item, built_ins)),
         Value::Object(fields) => {
             let called = fields.get("function_name").and_then(Value::as_str);
-            called.is_some_and(|name| built_ins.makes_rows(&name.to_lowercase()))
+            called.is_some_and(|name| built_ins.makes_rows(&name.to_ascii_lowercase()))
                 || fields.values().any(|value| makes_rows(value, built_ins))
         }
         _ => false,

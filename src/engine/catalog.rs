@@ -220,7 +220,8 @@ impl Engine {
         self.call(user, move |shared, connection| {
             guard::may_read(&rights, &table, shared.database_name(connection)?)?;
             let sql = format!("SELECT count(*)::VARCHAR FROM {}", table.sql());
-            let rows = shared.rows(connection, &sql, Parameters::None)?;
+            let counted = shared.rows(connection, &sql, Parameters::None);
+            let rows = counted.map_err(|error| discreet(error, &rights))?;
             let count = rows.into_iter().flatten().next().and_then(|count| count.parse().ok());
             count.ok_or_else(|| Error::internal("a count of ours answered no number"))
         })

@@ -121,6 +121,8 @@ struct Shared {
     last_wal_size: AtomicU64,
     /// Set at open, before a client's statement runs.
     built_ins: OnceLock<Arc<guard::BuiltIns>>,
+    /// Those that no statement is bound in now.
+    shadows: Mutex<Vec<guard::Shadow>>,
     types: types::KnownTypes,
     /// Asked for once.
     database_name: OnceLock<String>,

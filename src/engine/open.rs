@@ -76,6 +76,7 @@ impl Engine {
             lines: Default::default(),
             last_wal_size: Default::default(),
             built_ins: Default::default(),
+            shadows: Mutex::default(),
             types: Default::default(),
             database_name: Default::default(),
             creations: Default::default(),

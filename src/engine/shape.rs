@@ -93,7 +93,7 @@ impl Walk<'_> {
         self.changes |= kind.ends_with("_QUERY_NODE");
         let outer = self.scope.len();
         for cte in node["cte_map"]["map"].as_array().into_iter().flatten() {
-            let name = cte["key"].as_str().unwrap_or_default().to_lowercase();
+            let name = cte["key"].as_str().unwrap_or_default().to_ascii_lowercase();
             let body = &cte["value"]["query_node"];
             if body["type"] == "RECURSIVE_CTE_NODE" {
                 // It reads itself, too.
@@ -174,7 +174,7 @@ impl Walk<'_> {
         let path: Vec<&str> = parts.filter_map(Value::as_str).collect();
         match path.as_slice() {
             [one] => {
-                let name = one.to_lowercase();
+                let name = one.to_ascii_lowercase();
                 if let Some((_, reads)) = self.scope.iter().rfind(|(known, _)| *known == name) {
                     return *reads;
                 }
@@ -195,7 +195,7 @@ impl Walk<'_> {
         match node {
             Value::Array(items) => items.iter().any(|item| self.gathers(item)),
             Value::Object(fields) => {
-                let name = node["function_name"].as_str().unwrap_or_default().to_lowercase();
+                let name = node["function_name"].as_str().unwrap_or_default().to_ascii_lowercase();
                 let gathers = match node["class"].as_str() {
                     Some("WINDOW") => true,
                     Some("FUNCTION") => !self.built_ins.is_of_one_row(&name),

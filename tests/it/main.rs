@@ -28,6 +28,7 @@ mod faults;
 mod flight_sql;
 mod floods;
 mod get;
+mod grants;
 mod guard;
 mod hostile;
 mod info;

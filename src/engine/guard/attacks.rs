@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use duckdb::connection::Connection;
 
-use super::super::Shared;
+use super::super::{Engine, Shared};
 use crate::{
     access::{Rights, Role, Roles},
-    config::Config,
+    config::{Config, Database, RoleSettings},
     error::{Error, Result},
 };
 
@@ -146,6 +146,72 @@ pub const ATTACKS: &[Attack] = &[
     reader("ANALYZE"),
 ];
 
+/// What a caller with grants on `sales.*` to read and on `scratch.*` and `hr.scratch*` to write may use ..
+pub const GRANTED: &[&str] = &[
+    "CREATE SCHEMA sales",
+    "CREATE SCHEMA scratch",
+    "CREATE TABLE sales.orders AS SELECT range::INTEGER AS id, 'o' || range AS name FROM range(10)",
+    "CREATE TABLE scratch.mine (id INTEGER PRIMARY KEY, name VARCHAR DEFAULT 'x')",
+    "CREATE TABLE scratch.copies (what VARCHAR)",
+    "INSERT INTO scratch.mine SELECT range, 'm' || range FROM range(3)",
+    "CREATE MACRO sales.twice(x) AS 2 * x",
+    "CREATE TYPE sales.mood AS ENUM ('good', 'bad')",
+    "CREATE SEQUENCE scratch.numbers",
+];
+
+/// .. and what is there beside it. The view is granted, and so is the macro, which counts as what it reads.
+pub const HIDDEN: &[&str] = &[
+    "CREATE SCHEMA hr",
+    "CREATE SCHEMA recurring",
+    "CREATE TABLE hr.salaries AS SELECT range::INTEGER AS id, (100 * range)::INTEGER AS salary FROM range(10)",
+    "CREATE TABLE hr.orders AS SELECT 77 AS id",
+    "CREATE TABLE secrets AS SELECT 42 AS id",
+    "CREATE TABLE tokens AS SELECT 43 AS id",
+    "CREATE TABLE recurring.vault AS SELECT 44 AS id",
+    "CREATE TYPE hr.level AS ENUM ('fired', 'hired')",
+    "CREATE SEQUENCE hr.counter",
+    "CREATE MACRO hr.bonus(x) AS x + 17",
+    "CREATE VIEW sales.bands AS SELECT id, salary > 500 AS high FROM hr.salaries",
+    "CREATE MACRO sales.paid() AS (SELECT sum(salary) FROM hr.salaries)",
+];
+
+/// What that caller must not run: texts that mean one thing to their reader and another to DuckDB, and objects beside tables.
+pub const GRANT_ATTACKS: &[&str] = &[
+    "SET VARIABLE v = (SELECT list(s) FROM hr.salaries s)",
+    "SET VARIABLE v = (SELECT list(sql) FROM duckdb_views)",
+    "set variable \"v\" to (select max(id) from memory.main.secrets)",
+    "WITH \"to\u{212a}ens\" AS (SELECT 1 AS id) SELECT * FROM tokens",
+    "WITH \"\u{17f}ecrets\" AS (SELECT 1 AS id) SELECT * FROM secrets, sales.bands",
+    "CREATE TABLE scratch.d AS SELECT data.* FROM range(1) WITH ORDINALITY, secrets data",
+    "CREATE TABLE scratch.d AS SELECT data.* FROM range(1) WITH ORDINALITY, secrets AS data",
+    "CREATE VIEW hr.scratch1 AS SELECT * FROM salaries",
+    "CREATE OR REPLACE VIEW hr.scratch1 AS WITH a AS (SELECT * FROM salaries) SELECT * FROM a",
+    "WITH vault AS (SELECT 1 AS id) FROM recurring.vault",
+    "SELECT nextval('hr.counter')",
+    "SELECT nextval('hr.' || 'counter')",
+    "SELECT nextval(getvariable('v'))",
+    "SELECT 'hr.counter'.nextval()",
+    "SELECT currval('hr.counter')",
+    "CREATE TABLE scratch.d (i INTEGER DEFAULT nextval('hr.counter'))",
+    "ALTER TABLE scratch.mine ADD COLUMN d INTEGER DEFAULT nextval('hr.counter')",
+    "ALTER TABLE scratch.mine ALTER id SET DEFAULT nextval('hr.counter')",
+    "SELECT enum_range(NULL::hr.level)",
+    "SELECT CAST('x' AS hr.level)",
+    "CREATE TABLE scratch.d (i hr.level)",
+    "SELECT hr.bonus(1)",
+    "SELECT sales.paid()",
+    "SELECT count(*) FROM duckdb_functions()",
+    "SELECT count(*) FROM duckdb_types()",
+    "FROM duckdb_types",
+    "SELECT pg_catalog.format_type(100, 0)",
+    "SELECT get_block_size('memory')",
+    "UPDATE scratch.mine SET name = (WITH \"to\u{212a}ens\" AS (SELECT 1) SELECT max(id) FROM tokens)",
+    "DELETE FROM scratch.mine USING (WITH vault AS (SELECT 1) FROM recurring.vault) v WHERE true",
+    "UPDATE sales.orders SET id = 1",
+    "INSERT INTO sales.orders VALUES (1, 'x')",
+    "CREATE TABLE scratch.d (i INTEGER REFERENCES main.secrets (id))",
+];
+
 /// Tries the list with the rights of each role. One that gets through keeps the port closed.
 pub(in crate::engine) fn self_test(shared: &Shared, connection: &Connection) -> Result<()> {
     let roles = Roles::new(&Config::default().auth);
@@ -161,5 +227,37 @@ pub(in crate::engine) fn self_test(shared: &Shared, connection: &Connection) -> 
             }
         }
     }
-    Ok(())
+    test_grants(shared)
+}
+
+/// The same for grants on some tables, in a database in memory.
+fn test_grants(shared: &Shared) -> Result<()> {
+    let config = Config {
+        database: Database { path: ":memory:".into(), ..shared.config.database.clone() },
+        ..Config::default()
+    };
+    let scratch = Engine::open_unlocked(&config, shared.metrics.clone(), Some(shared.built_ins().clone()))?;
+    let (scratch, connection) = (&scratch.shared, scratch.shared.connect()?);
+    for sql in GRANTED.iter().chain(HIDDEN) {
+        scratch.execute(&connection, sql)?;
+    }
+    let settings = RoleSettings {
+        base: Some(Role::Writer),
+        read: Some(vec!["sales.*".into()]),
+        write: Some(vec!["scratch.*".into(), "hr.scratch*".into()]),
+        ..RoleSettings::default()
+    };
+    let mut auth = Config::default().auth;
+    auth.roles.insert("narrow".into(), settings);
+    let narrow = Roles::new(&auth).rights("self-test", Some("narrow"), &[], &[])?;
+    for sql in GRANT_ATTACKS {
+        if super::admit(scratch, &connection, sql, &narrow).is_ok() {
+            return Err(Error::internal(format!(
+                "the SQL guard lets a caller without a grant run what it must not: {sql}"
+            )));
+        }
+    }
+    // One that refuses everything would pass, too.
+    super::admit(scratch, &connection, "SELECT b.high, sales.twice(1) FROM sales.bands b, scratch.mine", &narrow)
+        .map(drop)
 }

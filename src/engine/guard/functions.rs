@@ -23,16 +23,16 @@ pub struct BuiltIns {
     of_one_row: HashSet<String>,
     /// Those of them whose value may be several rows, or none.
     many_rows: HashSet<String>,
+    /// Macros that read the catalog.
+    of_catalog: HashSet<String>,
 }
 
 /// They make rows of their arguments, or tell what every DuckDB knows.
 const HARMLESS: &[&str] = &[
     "duckdb_coordinate_systems",
     "duckdb_dialects",
-    "duckdb_functions",
     "duckdb_keywords",
     "duckdb_optimizers",
-    "duckdb_types",
     "generate_series",
     "json_each",
     "json_tree",
@@ -48,17 +48,19 @@ const HARMLESS: &[&str] = &[
     "unnest",
 ];
 
-/// They tell of all tables, so they are for those who may read all tables.
+/// They tell of all tables, or of what else is in the catalog, so they are for those who may read all tables.
 const CATALOG: &[&str] = &[
     "duckdb_columns",
     "duckdb_constraints",
     "duckdb_dependencies",
+    "duckdb_functions",
     "duckdb_indexes",
     "duckdb_schemas",
     "duckdb_sequences",
     "duckdb_table_sample",
     "duckdb_tables",
     "duckdb_triggers",
+    "duckdb_types",
     "duckdb_views",
     "histogram",
     "histogram_values",
@@ -130,29 +132,37 @@ impl BuiltIns {
     pub(in crate::engine) fn of(shared: &Shared, connection: &Connection) -> Result<Self> {
         let names = |sql: &str| -> Result<HashSet<String>> {
             let listed = shared.rows(connection, sql, Parameters::None)?;
-            Ok(listed.into_iter().flatten().map(|name| name.to_lowercase()).collect())
+            Ok(listed.into_iter().flatten().map(|name| name.to_ascii_lowercase()).collect())
         };
         let aggregates = names("SELECT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'")?;
         let mut of_one_row = names("SELECT function_name FROM duckdb_functions() WHERE function_type = 'scalar'")?;
         let macros = shared.rows(
             connection,
-            "SELECT function_name, macro_definition FROM duckdb_functions() WHERE function_type = 'macro'",
+            "SELECT function_name, macro_definition, function_type FROM duckdb_functions() \
+             WHERE internal AND function_type IN ('macro', 'table_macro')",
             Parameters::None,
         )?;
+        let mut of_catalog = HashSet::new();
         let mut many_rows = HashSet::from(["unnest".to_string()]);
         for one in macros {
-            let [name, definition] = one.as_slice() else { continue };
+            let [name, definition, kind] = one.as_slice() else { continue };
             // Behind a word that is called stands a bracket; list_sum names its aggregate in a text.
-            let definition = definition.to_lowercase();
+            let definition = definition.to_ascii_lowercase();
             let called = definition.split('(').map(|before| {
                 before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default()
             });
             let called: HashSet<&str> = called.collect();
+            if called.iter().any(|word| CATALOG.contains(word) || KEEPING.contains(word)) {
+                of_catalog.insert(name.to_ascii_lowercase());
+            }
+            if kind != "macro" {
+                continue;
+            }
             if called.contains("unnest") {
-                many_rows.insert(name.to_lowercase());
+                many_rows.insert(name.to_ascii_lowercase());
             }
             if !called.iter().any(|word| aggregates.contains(*word)) {
-                of_one_row.insert(name.to_lowercase());
+                of_one_row.insert(name.to_ascii_lowercase());
             }
         }
         of_one_row.insert("unnest".into());
@@ -165,6 +175,7 @@ impl BuiltIns {
             )?,
             of_one_row,
             many_rows,
+            of_catalog,
             functions: names(
                 "SELECT function_name FROM duckdb_functions() WHERE function_type IN ('table', 'table_macro')",
             )?,
@@ -198,7 +209,7 @@ pub(super) fn check_call(shared: &Shared, name: &str, rights: &Rights) -> Result
     if listed(KEEPING) {
         return rights.require(Role::Admin, &format!("the function {name}"));
     }
-    if listed(CATALOG) {
+    if listed(CATALOG) || shared.built_ins().of_catalog.contains(name) {
         return check_catalog(name, rights);
     }
     if listed(HARMLESS) || !shared.built_ins().functions.contains(name) {

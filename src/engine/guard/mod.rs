@@ -5,11 +5,14 @@
 //! then DuckDB's own tokenizer and parser say what it is. What is not known to be harmless is denied. The second wall
 //! is in `engine/query.rs` (readers run in transactions that cannot write) and in `engine/open.rs` (settings).
 //!
-//! It reads texts and not plans: a view or macro does what its creator was allowed to when it was created.
+//! For callers with grants on some tables two parts decide, and both must agree: `tables` reads the names in the text, and
+//! `shadow` has DuckDB's binder bind it where nothing else exists than what the caller may use. A view does what its creator
+//! was allowed to when it was created.
 
 pub mod attacks;
 mod expansion;
 mod functions;
+mod shadow;
 mod tables;
 mod tokens;
 
@@ -17,6 +20,7 @@ use duckdb::{connection::Connection, query_result::StatementType, statement::Sta
 
 pub(super) use attacks::self_test;
 pub use functions::BuiltIns;
+pub(super) use shadow::Shadow;
 pub(super) use tokens::{Token, read};
 
 use super::{Shared, catalog::TableName, statement};
@@ -24,6 +28,7 @@ use crate::{
     access::{OWN_SCHEMA, Rights, Role, is_own_schema},
     error::Result,
 };
+use shadow::Sight;
 use tokens::is_word;
 
 /// What a client's text is, checked: parsed, its class allowed, and what it names, too.
@@ -60,7 +65,12 @@ pub(super) fn admit_with(
     check_kind(shared, kind, tokens, rights)?;
     expansion::check(shared, connection, sql, tokens, kind)?;
     if is_narrow(rights) {
-        tables::check(shared, connection, sql, tokens, kind, rights, given)?;
+        let named = tables::check(shared, connection, sql, tokens, kind, rights, given)?;
+        let setting = matches!(kind, StatementType::Set | StatementType::VariableSet)
+            && !tokens.iter().any(|token| is_word(Some(token), "variable"));
+        if !setting {
+            Sight { shared, connection, rights, sql, tokens, kind, named }.check(&parsed)?;
+        }
     }
     Ok(parsed)
 }

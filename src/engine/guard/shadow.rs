@@ -23,7 +23,7 @@ use super::{
     super::{
         Shared,
         catalog::{literal, quote, types_of},
-        open::options,
+        open::{DESCRIPTORS, LOCK, options},
         pool::lock,
         statement,
     },
@@ -34,6 +34,7 @@ use crate::{
     access::{Rights, fold},
     config::{Database, Size},
     error::{Error, Result},
+    machine,
 };
 
 /// One in-memory DuckDB, its only database called like the one that is served.
@@ -55,11 +56,12 @@ impl Shadow {
             memory_limit: Some(MEMORY),
             ..shared.config.database.clone()
         };
+        machine::spare_descriptors(DESCRIPTORS)?;
         let environment = Environment::new().map_err(cause)?;
         let instance = InstanceBuilder::new().options(options(&settings)).build(&environment).map_err(cause)?;
         instance.attach(AttachBuilder::new(StorageLocation::InMemory).alias(database).make_default()).map_err(cause)?;
         let connection = instance.connect().map_err(cause)?;
-        for setting in ["SET enable_external_access = false", super::super::open::LOCK] {
+        for setting in ["SET enable_external_access = false", LOCK] {
             shared.execute(&connection, setting)?;
         }
         Ok(Self { connection, _instance: instance })
@@ -145,7 +147,9 @@ impl Sight<'_> {
         let copy = statement::parse(self.shared, shadow, text)?;
         let bound = match copy.bind(shadow) {
             // An ALTER that DuckDB makes several statements of.
-            Err(error) if error.code == DuckDBError::InputMetadataDeferred && self.kind == StatementType::Alter => Ok(()),
+            Err(error) if error.code == DuckDBError::InputMetadataDeferred && self.kind == StatementType::Alter => {
+                Ok(())
+            }
             bound => bound.map(drop),
         };
         let outcome = bound.map_err(|error| self.shared.cause(&error)).and_then(|()| match self.kind {
@@ -162,7 +166,15 @@ impl Sight<'_> {
     /// What is missing there may exist or not: callers are told the same. Only what they have a grant for is told to be
     /// missing.
     fn refusal(&self, error: Error) -> Error {
-        let Error::NotFound(message) | Error::Sql(message) = &error else { return error };
+        let (Error::NotFound(message) | Error::Sql(message)) = &error else {
+            return match error {
+                // Of this database, and not of the one that is served.
+                Error::Broken(_) | Error::Internal(_) => {
+                    self.rights.denied("grant", "DuckDB cannot say what the statement reaches")
+                }
+                error => error,
+            };
+        };
         let line = message.lines().next().unwrap_or_default().to_string();
         let missing = |kind: &str| {
             let rest = line.split_once(&format!("{kind} with name "))?.1;
@@ -181,7 +193,8 @@ impl Sight<'_> {
         } else if !line.contains("does not exist") && !self.writes_what_it_may_not(&line) {
             return error;
         }
-        self.rights.denied("grant", format!("the statement reaches what there is no grant for, or what is not there: {line}"))
+        self.rights
+            .denied("grant", format!("the statement reaches what there is no grant for, or what is not there: {line}"))
     }
 
     /// What may be read and not changed is a view here.
@@ -394,7 +407,10 @@ impl Relation {
     fn sql(&self, full: &str, temporary: bool, as_view: bool) -> String {
         let temporary = if temporary { "TEMP " } else { "" };
         if as_view {
-            let columns = self.columns.iter().map(|(name, duckdb_type, _)| format!("CAST(NULL AS {duckdb_type}) AS {}", quote(name)));
+            let columns = self
+                .columns
+                .iter()
+                .map(|(name, duckdb_type, _)| format!("CAST(NULL AS {duckdb_type}) AS {}", quote(name)));
             return format!("CREATE {temporary}VIEW {full} AS SELECT {}", columns.collect::<Vec<_>>().join(", "));
         }
         let columns = self.columns.iter().map(|(name, duckdb_type, generated)| match generated {

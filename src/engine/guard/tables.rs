@@ -2,17 +2,21 @@
 //!
 //! DuckDB's own parse tree, as JSON, names the tables of SELECT, INSERT, UPDATE and DELETE with the scopes of their CTEs.
 //! It has no such form of other statements: of those whose target and query can be told apart by their tokens the parts
-//! are checked, and all others need grants on everything.
+//! are checked, and all others need grants on everything. This is what the names in a text mean to its reader; `shadow` asks
+//! DuckDB what it binds.
+
+use std::{cell::RefCell, collections::HashSet};
 
 use duckdb::{Parameters, connection::Connection, query_result::StatementType};
 use serde_json::Value;
 
 use super::{super::Shared, Token, check_name, functions, tokens::is_word};
 use crate::{
-    access::Rights,
+    access::{Rights, fold},
     error::{Error, Result},
 };
 
+/// The last parts of the tables that the text names. There is a grant for each of them.
 pub(super) fn check(
     shared: &Shared,
     connection: &Connection,
@@ -21,9 +25,11 @@ pub(super) fn check(
     kind: StatementType,
     rights: &Rights,
     given: &[&str],
-) -> Result<()> {
-    let text = Text { shared, connection, sql, rights, given, database: shared.database_name(connection)? };
-    text.statement(tokens, kind)
+) -> Result<HashSet<String>> {
+    let database = shared.database_name(connection)?;
+    let named = RefCell::default();
+    Text { shared, connection, sql, rights, given, database, home: None, named: &named }.statement(tokens, kind)?;
+    Ok(named.take())
 }
 
 /// One text and who sent it.
@@ -35,6 +41,9 @@ struct Text<'a> {
     /// Relations that the statement has from the server.
     given: &'a [&'a str],
     database: &'a str,
+    /// The schema of the view whose query this is: DuckDB looks there first when the view is read.
+    home: Option<&'a str>,
+    named: &'a RefCell<HashSet<String>>,
 }
 
 impl Text<'_> {
@@ -51,9 +60,20 @@ impl Text<'_> {
             StatementType::Create => self.created(tokens),
             StatementType::Drop => self.dropped(tokens),
             StatementType::Alter => self.altered(tokens),
-            StatementType::Set | StatementType::VariableSet => Ok(()),
+            StatementType::Set | StatementType::VariableSet => self.set(tokens),
             _ => Err(self.unclear(tokens)),
         }
+    }
+
+    /// The value of a variable may be a query; those of settings are literals.
+    fn set(&self, tokens: &[Token<'_>]) -> Result<()> {
+        let Some(at) = tokens.iter().position(|token| is_word(Some(token), "variable")) else { return Ok(()) };
+        let sign = |token: &Token<'_>| token.text == "=" || is_word(Some(token), "to");
+        // Behind the name.
+        let Some(sign) = tokens.iter().skip(at + 2).position(sign) else { return Ok(()) };
+        let value = self.part(&tokens[at + 2 + sign + 1..]);
+        let tree = self.tree(&format!("SELECT {value}\n"))?.ok_or_else(|| self.unclear(tokens))?;
+        self.walk(&tree, &mut Vec::new())
     }
 
     fn unclear(&self, tokens: &[Token<'_>]) -> Error {
@@ -76,7 +96,7 @@ impl Text<'_> {
 
     fn query(&self, tokens: &[Token<'_>]) -> Result<()> {
         let tree = self.tree(self.part(tokens))?.ok_or_else(|| self.unclear(tokens))?;
-        self.walk(&tree, &mut self.given.iter().map(|name| name.to_string()).collect())
+        self.walk(&tree, &mut self.given.iter().map(|name| fold(name)).collect())
     }
 
     /// A change as the CTE of a query, which is how a tree of it can be had.
@@ -97,6 +117,11 @@ impl Text<'_> {
         let rest = skip_words(&tokens[what + 1..], &["if", "not", "exists"]);
         let (name, rest) = name(rest).ok_or_else(|| self.unclear(tokens))?;
         self.may(&name, Rights::may_write, "change")?;
+        let home = match name.as_slice() {
+            [.., schema, _] if !schema.eq_ignore_ascii_case(self.database) => schema,
+            _ => "main",
+        };
+        let inner = Text { home: is_word(tokens.get(what), "view").then_some(home), ..*self };
         // The first AS outside of brackets is the query's.
         let mut depth = 0_i32;
         for (at, token) in rest.iter().enumerate() {
@@ -110,11 +135,15 @@ impl Text<'_> {
             if depth == 0 && token.is_keyword() && is_word(Some(token), "as") {
                 let mut body = &rest[at + 1..];
                 // CREATE TABLE .. AS .. WITH [NO] DATA
-                if body.len() > 2 && is_word(body.last(), "data") {
-                    let with = body.iter().rposition(|token| is_word(Some(token), "with")).unwrap_or(body.len());
+                let at_end = |words: &[&str]| {
+                    let from = body.len().checked_sub(words.len()).filter(|from| *from > 0)?;
+                    let there = words.iter().zip(&body[from..]).all(|(word, token)| is_word(Some(token), word));
+                    there.then_some(from)
+                };
+                if let Some(with) = at_end(&["with", "data"]).or_else(|| at_end(&["with", "no", "data"])) {
                     body = &body[..with];
                 }
-                return self.query(body);
+                return inner.query(body);
             }
         }
         // Without a query, a column's default or check may hold none.
@@ -200,7 +229,7 @@ impl Text<'_> {
         for cte in node["cte_map"]["map"].as_array().into_iter().flatten() {
             let name = cte["key"].as_str().unwrap_or_default();
             self.cte(name, &cte["value"], scope)?;
-            scope.push(name.to_lowercase());
+            scope.push(fold(name));
         }
         Ok(())
     }
@@ -220,7 +249,7 @@ impl Text<'_> {
             for (key, side) in node.iter().filter(|(key, _)| *key != "cte_map") {
                 let itself = key == "right";
                 if itself {
-                    scope.push(name.to_lowercase());
+                    scope.push(fold(name));
                 }
                 self.walk(side, scope)?;
                 if itself {
@@ -239,10 +268,14 @@ impl Text<'_> {
             "BASE_TABLE" => {
                 let name = path(node);
                 match name.as_slice() {
-                    [one] if scope.contains(&one.to_lowercase()) => Ok(()),
+                    [one] if scope.contains(&fold(one)) => Ok(()),
                     // How a recursive CTE that keeps keys reads what it has.
-                    [first, one] if first.eq_ignore_ascii_case("recurring") && scope.contains(&one.to_lowercase()) => {
-                        Ok(())
+                    [first, one] if first.eq_ignore_ascii_case("recurring") && scope.contains(&fold(one)) => Ok(()),
+                    [one] => {
+                        if let Some(home) = self.home {
+                            self.may(&[home.to_string(), one.clone()], Rights::may_read, "read")?;
+                        }
+                        self.may(&name, Rights::may_read, "read")
                     }
                     _ => self.may(&name, Rights::may_read, "read"),
                 }
@@ -256,7 +289,8 @@ impl Text<'_> {
                 .rights
                 .denied("catalog", "SHOW tells of tables without a grant; ListFlights lists those with one")),
             "TABLE_FUNCTION" => {
-                let name = node["function"]["function_name"].as_str().unwrap_or_default().to_lowercase();
+                let name = node["function"]["function_name"].as_str().unwrap_or_default();
+                let name = fold(name);
                 match functions::is_harmless(&name) {
                     true => Ok(()),
                     false => Err(self
@@ -274,14 +308,16 @@ impl Text<'_> {
     fn may(&self, name: &[String], allowed: fn(&Rights, &str, &str) -> bool, verb: &str) -> Result<()> {
         let system = ["information_schema", "pg_catalog", "system", "temp"];
         let (last, before) = name.split_last().ok_or_else(|| Error::invalid("a table without a name"))?;
-        let of_system = before.iter().any(|part| system.contains(&part.to_lowercase().as_str()));
-        if of_system || self.shared.built_ins().views.contains(&last.to_lowercase()) {
+        let of_system = before.iter().any(|part| system.contains(&fold(part).as_str()));
+        if of_system || self.shared.built_ins().views.contains(&fold(last)) {
             return Err(self.rights.denied(
                 "catalog",
                 format!("{} tells of tables without a grant; ListFlights lists those with one", name.join(".")),
             ));
         }
-        check_name(self.rights, name, self.database, allowed, verb)
+        check_name(self.rights, name, self.database, allowed, verb)?;
+        self.named.borrow_mut().insert(fold(last));
+        Ok(())
     }
 }
 

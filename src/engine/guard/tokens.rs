@@ -3,7 +3,10 @@
 use duckdb::{connection::Connection, enums::TokenType, tokens::SqlTokenIterator};
 
 use super::super::Shared;
-use crate::error::{Error, Result};
+use crate::{
+    access::fold,
+    error::{Error, Result},
+};
 
 /// One token that is no comment.
 #[derive(Debug, Clone, Copy)]
@@ -37,9 +40,13 @@ impl Token<'_> {
         self.start + self.text.len()
     }
 
-    /// Lower case, without quotes: as DuckDB compares names.
+    pub(super) fn is_text(&self) -> bool {
+        self.kind == TokenType::StringLiteral
+    }
+
+    /// Without quotes, as DuckDB compares names.
     pub(in crate::engine) fn name(&self) -> String {
-        self.identifier().to_lowercase()
+        fold(&self.identifier())
     }
 
     /// Without quotes.
