@@ -90,6 +90,8 @@ pub struct About {
     pub streams: bool,
     /// Its parameters, as the JSON that a descriptor may give.
     pub params: Map<String, Value>,
+    /// The tables that it reads, in dotted parts.
+    pub tables: Vec<String>,
 }
 
 /// The parameters that a use gives, by name, as they were written.

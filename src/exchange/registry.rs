@@ -254,7 +254,7 @@ impl Registry {
         }
         all.extend(retired.into_iter().rev().map(|(name, number, version)| (name, Some(number), version, true)));
         all.retain(|(name, ..)| rights.may_exchange(name));
-        all.into_iter().map(|(name, number, version, retired)| version.listed(name, number, retired)).collect()
+        all.into_iter().map(|(name, number, version, retired)| version.listed(rights, name, number, retired)).collect()
     }
 
     /// Remembers versions that nobody can start any more, for as long as streams use them.

@@ -4,7 +4,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
-use serde_json::Map;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{About, Exchanger, Kind, Parameters, Run};
@@ -116,8 +115,7 @@ impl Sandboxes {
                     .into(),
             input: "any columns".into(),
             output: "rows BIGINT, hash VARCHAR".into(),
-            streams: false,
-            params: Map::new(),
+            ..About::default()
         };
         Arc::new(SqlExchanger {
             kind: Kind::BuiltIn,
@@ -260,5 +258,6 @@ fn about(description: String, shape: &Shape, params: &Parameters) -> About {
         Reads::Whole => "the SELECT's columns, once it has its whole input",
         Reads::Nothing => "the SELECT's columns; the input is not read",
     };
-    About { description, input, output: output.into(), streams, params: params.listed() }
+    let tables = shape.tables.iter().cloned().collect();
+    About { description, input, output: output.into(), streams, params: params.listed(), tables }
 }

@@ -78,17 +78,27 @@ impl Version {
         Err(rights.denied("owner", format!("the exchanger {name} is {owner}'s; its owner and admins may change it")))
     }
 
-    pub(super) fn listed(&self, name: String, number: Option<u64>, retired: bool) -> Listed {
+    /// For a caller with these rights: of one that reads tables they may not read, its text is not told.
+    pub(super) fn listed(&self, rights: &Rights, name: String, number: Option<u64>, retired: bool) -> Listed {
         let (kind, about, broken) = match &self.exchanger {
             Ok(exchanger) => (exchanger.kind().word(), exchanger.about().clone(), None),
             Err(Broken { kind, why }) => (*kind, About::default(), Some(why.clone())),
         };
-        let About { description, input, output, streams, params } = about;
+        let About { mut description, mut input, output, streams, params, tables } = about;
+        let may_read = |table: &String| match table.split('.').collect::<Vec<_>>().as_slice() {
+            [table] => rights.may_read("main", table),
+            [.., schema, table] => rights.may_read(schema, table),
+            [] => false,
+        };
+        let told = rights.read_all() || tables.iter().all(may_read);
+        if !told {
+            (description, input) = (String::new(), "columns; it reads tables without a grant".into());
+        }
         Listed {
             name,
             version: number,
             kind,
-            description: self.description.clone().unwrap_or(description),
+            description: self.description.clone().filter(|_| told).unwrap_or(description),
             owner: self.owner.clone(),
             input,
             output,

@@ -7,9 +7,11 @@ use mallard::{
     config::{Config, RoleSettings},
     engine::guard::attacks::{GRANT_ATTACKS, GRANTED, HIDDEN},
 };
+use serde_json::json;
 use tonic::Code;
 
 use crate::{
+    exchange::act,
     flight_sql::texts,
     support::{TestServer, USER, collect, row, run, test_config, with_login, with_users},
 };
@@ -99,6 +101,24 @@ async fn what_duckdb_binds_beside_what_a_text_says_is_refused() {
     assert_eq!(row(&admin, "SELECT count(*)::VARCHAR || sum(id)::VARCHAR FROM secrets").await, ["142"]);
     let counter = "SELECT last_value IS NULL FROM duckdb_sequences() WHERE sequence_name = 'counter'";
     assert_eq!(row(&admin, counter).await, ["true"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exchangers_do_not_tell_of_tables_without_a_grant() {
+    let (_server, admin, ann, _without, _all) = servers().await;
+    for (name, sql) in [
+        ("hidden", "SELECT input.*, (SELECT max(salary) FROM hr.salaries) AS top FROM input"),
+        ("open", "SELECT input.*, (SELECT max(id) FROM sales.orders) AS top FROM input"),
+    ] {
+        act(&admin, "add_exchange", json!({"name": name, "sql": sql})).await.unwrap();
+    }
+    let listed = act(&ann, "list_exchanges", serde_json::Value::Null).await.unwrap();
+    assert!(
+        listed.iter().any(|one| one.contains("\"hidden\"")) && listed.iter().any(|one| one.contains("sales.orders"))
+    );
+    assert!(listed.iter().all(|one| !one.contains("salar")), "{listed:?}");
+    let told = act(&admin, "list_exchanges", serde_json::Value::Null).await.unwrap();
+    assert!(told.iter().any(|one| one.contains("hr.salaries")));
 }
 
 /// A character that some folding takes for another one: DuckDB and `fold` agree whether a name with it is the same.

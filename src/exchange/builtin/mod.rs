@@ -114,7 +114,7 @@ impl BuiltIn {
     ) -> Self {
         let params = params.as_object().cloned().unwrap_or_else(Map::new);
         let (description, input, output) = (description.into(), input.into(), output.into());
-        Self { name, function, about: About { description, input, output, streams: true, params } }
+        Self { name, function, about: About { description, input, output, streams: true, params, tables: Vec::new() } }
     }
 
     /// One that answers when its input has ended.

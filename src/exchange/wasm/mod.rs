@@ -96,8 +96,8 @@ impl Modules {
         let module = Arc::new(compiled.await.map_err(Error::internal)??);
         let description = format!("a WebAssembly module of {size} bytes");
         let (input, output) = ("what the module says when it is given the columns", "the module's");
-        let about =
-            About { description, input: input.into(), output: output.into(), streams: true, params: params.listed() };
+        let (input, output, params_listed) = (input.into(), output.into(), params.listed());
+        let about = About { description, input, output, streams: true, params: params_listed, tables: Vec::new() };
         let (instances, sandboxes) = (self.instances.clone(), sandboxes.clone());
         Ok(Arc::new(WasmExchanger { about, params, module, instances, sandboxes }))
     }
