@@ -307,6 +307,7 @@ pub struct Limits {
     pub max_message_size: Size,
     pub send_message_size: Size,
     pub sql_length: Size,
+    pub returning_size: Size,
     pub sql_depth: usize,
     pub sql_joins: usize,
     pub sql_expansion: usize,
@@ -450,6 +451,7 @@ impl Default for Config {
                 max_message_size: Size::mib(64),
                 send_message_size: Size::mib(2),
                 sql_length: Size(256 * 1024),
+                returning_size: Size::mib(256),
                 sql_depth: 128,
                 sql_joins: 128,
                 sql_expansion: 16_384,
@@ -817,6 +819,10 @@ const KEYS: &[Key] = &[
     key!(
         limits.send_message_size,
         "Record batches are split by rows to stay near this size. Stock clients refuse messages above 4 MiB."
+    ),
+    key!(
+        limits.returning_size,
+        "Rows that one INSERT, UPDATE, DELETE or MERGE may answer by RETURNING: they are held until it is committed."
     ),
     key!(limits.sql_length, "Longest SQL text accepted."),
     key!(

@@ -43,7 +43,7 @@ pub(super) struct KillArguments {
 
 pub(super) async fn queries(arguments: ListArguments) -> Result<()> {
     let listed = ask(&arguments.login, &arguments.uri, "queries", &Value::Null).await?;
-    show(&listed, &["id", "user", "issuer", "class", "seconds", "rows", "queued", "text"], arguments.json);
+    show(&listed, &["id", "user", "issuer", "class", "seconds", "rows", "queued", "ending", "text"], arguments.json);
     Ok(())
 }
 

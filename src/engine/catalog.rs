@@ -137,29 +137,36 @@ impl Engine {
             };
             planned.map_err(|error| discreet(error, &caller))
         };
-        match line {
-            None => {
-                self.call(rights, move |shared, connection| {
+        // DuckDB does not look at an interrupt while it plans: the statement is listed for as long as its thread is busy,
+        // also where its client was told already that it has ended.
+        let seen = self.shared.see_planning(rights, &ask.sql);
+        let listed = seen.clone();
+        let work = move |shared: &Shared, connection: &Connection, moved: bool, in_transaction: bool| {
+            listed.plans();
+            work(shared, connection, moved, in_transaction)
+        };
+        let planned = async {
+            let Some(line) = line else {
+                let planned = self.call(rights, move |shared, connection| {
                     line::apply(shared, connection, &settings)?;
                     work(shared, connection, moved, false)
-                })
-                .await
-            }
-            Some(line) => {
-                self.call_on_line(rights, &line, move |shared, kept| {
-                    kept.apply(shared, &settings)?;
-                    let moved = moved || kept.moved;
-                    let in_transaction = kept.in_transaction;
-                    let plan = work(shared, kept.connection(shared)?, moved, in_transaction)?;
-                    if in_transaction && plan.rows.is_some() {
-                        // DuckDB plans in an aborted one all the same.
-                        kept.is_sound(shared)?;
-                    }
-                    Ok(plan)
-                })
-                .await
-            }
-        }
+                });
+                return planned.await;
+            };
+            let planned = self.call_on_line(rights, &line, move |shared, kept| {
+                kept.apply(shared, &settings)?;
+                let moved = moved || kept.moved;
+                let in_transaction = kept.in_transaction;
+                let plan = work(shared, kept.connection(shared)?, moved, in_transaction)?;
+                if in_transaction && plan.rows.is_some() {
+                    // DuckDB plans in an aborted one all the same.
+                    kept.is_sound(shared)?;
+                }
+                Ok(plan)
+            });
+            planned.await
+        };
+        seen.unless_killed(planned).await
     }
 
     /// The tables and views that the caller may read and whose `schema.table` matches the glob, in the order of their names:

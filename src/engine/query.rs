@@ -171,6 +171,7 @@ impl Engine {
                 head: Some(tell),
                 whole: None,
                 held: None,
+                held_bytes: 0,
                 began: false,
                 shape: Shape::Rows,
                 rows,
@@ -222,6 +223,7 @@ struct Answer {
     whole: Option<SchemaRef>,
     /// The rows of a change, which go out once it is committed: whoever sees them takes it for done.
     held: Option<Vec<RecordBatch>>,
+    held_bytes: u64,
     /// Whether the statement may have changed something.
     began: bool,
     shape: Shape,
@@ -251,6 +253,14 @@ impl Answer {
         }
         match &mut self.held {
             Some(held) => {
+                self.held_bytes += batch_bytes(&batch);
+                let most = shared.config.limits.returning_size;
+                if self.held_bytes > most.0 {
+                    let what = format!(
+                        "the rows of RETURNING take more than {most}, and wait for the commit; nothing was changed"
+                    );
+                    return Err(Error::Limit { what, key: "limits.returning_size" });
+                }
                 held.push(batch);
                 Ok(())
             }

@@ -63,6 +63,9 @@ pub(super) struct Seen {
     metrics: Metrics,
 }
 
+/// The class of a statement that is planned only.
+const PLAN: &str = "plan";
+
 /// The class of a stream through exchangers.
 const EXCHANGE: &str = "exchange";
 
@@ -81,6 +84,8 @@ pub struct RunningStatement {
     pub running: Duration,
     /// Whether it still waits for an engine thread.
     pub queued: bool,
+    /// Whether it was asked to end and still has its thread: DuckDB does not look while it plans.
+    pub ending: bool,
     /// Rows that it has answered so far.
     pub rows: u64,
 }
@@ -99,6 +104,13 @@ impl Shared {
     /// A statement is asked for. `text` is its SQL, or what it does.
     pub(super) fn see(&self, rights: &Arc<Rights>, text: &str) -> Arc<Seen> {
         self.list(rights, text, Some(StatementSpan::begin()))
+    }
+
+    /// A statement is to be planned, and not run.
+    pub(super) fn see_planning(&self, rights: &Arc<Rights>, text: &str) -> Arc<Seen> {
+        let seen = self.list(rights, text, None);
+        seen.set_class(PLAN);
+        seen
     }
 
     fn list(&self, rights: &Arc<Rights>, text: &str, span: Option<StatementSpan>) -> Arc<Seen> {
@@ -184,6 +196,16 @@ impl Seen {
     /// Whether it is a stream through exchangers that has ended, and that its reader has not let go of.
     fn has_left(&self) -> bool {
         self.exchange.get().is_some_and(|stream| stream.upgrade().is_none_or(|stream| lock(&stream).is_none()))
+    }
+
+    /// It has an engine thread for its planning.
+    pub(super) fn plans(&self) {
+        // Started once.
+        let _ = self.started.set(Instant::now());
+    }
+
+    fn is_ending(&self) -> bool {
+        self.killed.is_cancelled() || self.cancel.get().is_some_and(|cancel| cancel.token().is_cancelled())
     }
 
     /// It has an engine thread.
@@ -388,6 +410,7 @@ impl Engine {
                     text,
                     running: seen.asked.elapsed(),
                     queued,
+                    ending: seen.is_ending(),
                     rows: seen.rows.load(Ordering::Relaxed),
                 }
             };

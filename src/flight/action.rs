@@ -73,7 +73,7 @@ const ACTIONS: [Described; 21] = [
     Described {
         name: "queries",
         role: Role::Reader,
-        text: "statements and exchanges that run or wait: {\"id\", \"user\", \"issuer\", \"class\", \"text\" (literals are ?), \"seconds\", \"queued\", \"rows\"}; \
+        text: "statements and exchanges that run or wait: {\"id\", \"user\", \"issuer\", \"class\", \"text\" (literals are ?), \"seconds\", \"queued\", \"ending\" (asked to, and not there yet), \"rows\"}; \
          all for admins, the caller's own for others; no body",
     },
     Described {

@@ -184,3 +184,29 @@ async fn waiting_statement_is_ended_before_it_runs() {
     assert_eq!(ended.code(), Code::Cancelled, "{ended}");
     drop(running);
 }
+
+/// DuckDB's planner cannot be interrupted, so what is told of a statement that it plans must be true all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn statement_that_is_planned_is_listed_until_its_thread_is_free() {
+    let mut config = test_config();
+    config.limits.sql_joins = 1000;
+    let server = TestServer::with(config).await;
+    let (client, other) = (server.client().await, server.client().await);
+    let relations: Vec<String> = (0..300).map(|at| format!("range(2) t{at}")).collect();
+    let long = format!("SELECT count(*) FROM {}", relations.join(", "));
+    let plans = async || act(&other, "queries", Value::Null).await.unwrap();
+    let planning = client.info(arrow_flight::FlightDescriptor::new_cmd(long));
+    let (planned, ()) = tokio::join!(planning, async {
+        until("it is planned", async || {
+            plans().await.iter().any(|one| one["class"] == "plan" && one["queued"] == false)
+        })
+        .await;
+        let id = plans().await[0]["id"].clone();
+        assert_eq!(act(&other, "kill", json!({"query": id})).await.unwrap(), [json!({"ended": 1})]);
+        let still: Vec<Value> = plans().await;
+        assert!(still.iter().all(|one| one["ending"] == true), "{still:?}");
+    });
+    let ended = planned.expect_err("it was ended");
+    assert_eq!(ended.code(), Code::Cancelled, "{ended}");
+    until("its thread is free", async || plans().await.is_empty()).await;
+}

@@ -11,7 +11,7 @@ use mallard::{
 };
 use tonic::Code;
 
-use crate::support::{TestServer, collect, row, rows, test_config, until, with_users};
+use crate::support::{TestServer, collect, row, rows, run, test_config, until, with_users};
 
 async fn serve(config: Config, users: &[(&str, &str)]) -> (TestServer, Vec<Client>) {
     let server = TestServer::with(with_users(config, users)).await;
@@ -142,4 +142,23 @@ async fn roles_bound_results_statements_and_memory() {
     let refused =
         all(&clients[3], "SET operator_memory_limit = '1GB'").await.expect_err("a role's limit is not one's own");
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_returning_are_bounded_and_nothing_is_changed_beyond() {
+    let mut config = test_config();
+    config.limits.returning_size = Size(100_000);
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE t (i BIGINT)").await;
+    let refused = client.query("INSERT INTO t FROM range(1000000) RETURNING *").await;
+    let refused = match refused {
+        Ok(rows) => collect(rows).await.expect_err("too many"),
+        Err(refused) => refused,
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.to_string().contains("limits.returning_size"), "{refused}");
+    assert_eq!(row(&client, "SELECT count(*) FROM t").await, ["0"]);
+    let few = collect(client.query("INSERT INTO t FROM range(100) RETURNING *").await.unwrap()).await.unwrap();
+    assert_eq!(few.iter().map(|batch| batch.num_rows()).sum::<usize>(), 100);
 }
