@@ -65,7 +65,7 @@ pub fn framed(schema: &SchemaRef, batches: &[RecordBatch], descriptor: Option<Fl
     let (first, mut framer) = Framer::new(schema, IpcWriteOptions::default(), descriptor)?;
     let mut body: Vec<Bytes> = first.into();
     for batch in batches {
-        body.extend(framer.frame(batch)?.into_iter().flatten());
+        body.extend(framer.frame_with(batch, &[])?.into_iter().flatten());
     }
     Ok(body.concat().into())
 }

@@ -56,6 +56,11 @@ impl Chain {
         stages.collect::<Vec<_>>().join(" | ")
     }
 
+    /// Whether its answer is its input, batch by batch.
+    pub fn is_echo(&self) -> bool {
+        self.0.iter().all(|stage| stage.name == "echo")
+    }
+
     /// The same where nothing but a chain may stand.
     pub fn parse(text: &str) -> Result<Self> {
         let mut stages = Vec::new();

@@ -27,6 +27,7 @@ impl Flight {
         };
         let output = match Chain::read(&text).transpose()? {
             Some(chain) => {
+                let upload = upload.keep_app_metadata(chain.is_echo());
                 let input = counted(call, Direction::Received, upload.batches().await?);
                 let output = self.exchangers.run(&identity.rights, &chain, input).await;
                 within(identity.rights.allowance, call.noting(output)?)

@@ -17,7 +17,10 @@ use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt};
 use tonic::Status;
 
-use super::end::{EndRule, ExplicitEnd};
+use super::{
+    beside,
+    end::{EndRule, ExplicitEnd},
+};
 use crate::{
     error::{Error, Result},
     stream::RecordBatchStream,
@@ -32,6 +35,7 @@ pub struct Upload {
     decoder: FlightDataDecoder,
     schema: Option<SchemaRef>,
     end: ExplicitEnd,
+    keeps_app_metadata: bool,
     broken: Broken,
 }
 
@@ -50,7 +54,7 @@ pub async fn open(
     let mut decoder = decoder(futures::stream::iter([Ok(first)]).chain(messages));
     let mut end = ExplicitEnd::default();
     let schema = if with_schema { Some(schema(&mut decoder, &mut end, broken).await?) } else { None };
-    Ok(Upload { descriptor, decoder, schema, end, broken })
+    Ok(Upload { descriptor, decoder, schema, end, keeps_app_metadata: false, broken })
 }
 
 impl Upload {
@@ -58,6 +62,12 @@ impl Upload {
     pub fn require_end(mut self, rule: Option<EndRule>) -> Self {
         rule.into_iter().for_each(|rule| self.end.require(rule));
         self
+    }
+
+    /// The batches keep the app_metadata of their messages, and messages of nothing else are batches without rows, for an
+    /// encoder behind exchangers that answer what they got.
+    pub fn keep_app_metadata(self, keeps: bool) -> Self {
+        Self { keeps_app_metadata: keeps, ..self }
     }
 
     /// Whether somebody asks for an explicit end.
@@ -71,7 +81,7 @@ impl Upload {
             Some(schema) => schema,
             None => schema(&mut self.decoder, &mut self.end, self.broken).await?,
         };
-        Ok(stream(schema, self.decoder, self.end, self.broken))
+        Ok(stream(schema, self.decoder, self.end, self.keeps_app_metadata, self.broken))
     }
 
     /// The same, where a client may send nothing but the descriptor.
@@ -81,7 +91,7 @@ impl Upload {
             None => schema_if_any(&mut self.decoder, &mut self.end, self.broken).await?,
         };
         let Some(schema) = schema else { return self.end.finish().map(|()| None) };
-        Ok(Some(stream(schema, self.decoder, self.end, self.broken)))
+        Ok(Some(stream(schema, self.decoder, self.end, self.keeps_app_metadata, self.broken)))
     }
 }
 
@@ -93,7 +103,7 @@ pub async fn decode(
     let mut decoder = decoder(messages);
     let mut end = ExplicitEnd::default();
     let schema = schema(&mut decoder, &mut end, &broken).await?;
-    Ok(stream(schema, decoder, end, broken))
+    Ok(stream(schema, decoder, end, false, broken))
 }
 
 /// A flatbuffer of an IPC message of no type: the offset of its table, a vtable of no fields, the table.
@@ -218,6 +228,7 @@ fn stream(
     schema: SchemaRef,
     decoder: FlightDataDecoder,
     mut end: ExplicitEnd,
+    keeps_app_metadata: bool,
     broken: impl Fn(&Status) -> Error + Send + Sync + 'static,
 ) -> RecordBatchStream {
     let expected = schema.clone();
@@ -235,12 +246,18 @@ fn stream(
             match message.payload {
                 DecodedPayload::RecordBatch(batch) => {
                     end.message(batch.num_rows(), app_metadata)?;
-                    return Poll::Ready(Ok(Some(batch)));
+                    let said: &[u8] = if keeps_app_metadata { app_metadata } else { &[] };
+                    return Poll::Ready(beside::with_rows(batch, said).map(Some));
                 }
                 DecodedPayload::Schema(again) if again != expected => {
                     return Poll::Ready(Err(Error::Stream("the schema changed within the stream".into())));
                 }
-                DecodedPayload::Schema(_) | DecodedPayload::None => end.message(0, app_metadata)?,
+                DecodedPayload::Schema(_) | DecodedPayload::None => {
+                    end.message(0, app_metadata)?;
+                    if keeps_app_metadata && !app_metadata.is_empty() {
+                        return Poll::Ready(Ok(Some(beside::alone(&expected, app_metadata))));
+                    }
+                }
             }
         }
     };

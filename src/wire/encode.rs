@@ -1,5 +1,11 @@
 //! Record batches -> FlightData: the standard path, and what both paths share.
 
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    task::Poll,
+};
+
 use arrow_array::{Array, RecordBatch, cast::AsArray};
 use arrow_flight::{
     FlightData, FlightDescriptor, IpcMessage, SchemaAsIpc,
@@ -9,9 +15,12 @@ use arrow_flight::{
 use arrow_ipc::{CompressionType, writer::IpcWriteOptions};
 use arrow_schema::{DataType, Schema, UnionMode};
 use bytes::Bytes;
-use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
+use futures::{Stream, StreamExt, stream::BoxStream};
 
-use super::frame::{Framer, Segments};
+use super::{
+    beside::{Beside, apart},
+    frame::{Framer, Segments, small_message},
+};
 use crate::{
     config::{Compression, Size},
     error::{Error, Result},
@@ -48,17 +57,76 @@ pub fn encode(
         Ok(options) => options,
         Err(error) => return futures::stream::iter([Err(error)]).boxed(),
     };
-    FlightDataEncoderBuilder::new()
-        .with_schema(stream.schema())
+    // What the messages of the batches say beside them, in the order of the batches; the encoder knows none of it.
+    let besides = Arc::new(Mutex::new(VecDeque::new()));
+    let (kept, schema) = (besides.clone(), stream.schema());
+    let batches = in_pieces(stream, sending.message_size).filter_map(move |piece| {
+        let kept = |beside| kept.lock().unwrap_or_else(PoisonError::into_inner).push_back(beside);
+        std::future::ready(match piece {
+            Ok((_, Beside::Alone(said))) => {
+                kept(Beside::Alone(said));
+                None
+            }
+            // The encoder makes no message of it.
+            Ok((batch, beside)) if batch.num_rows() == 0 => {
+                if let Beside::WithRows(said) = beside {
+                    kept(Beside::Alone(said));
+                }
+                None
+            }
+            Ok((batch, beside)) => {
+                kept(beside);
+                Some(Ok(batch))
+            }
+            Err(error) => Some(Err(FlightError::ExternalError(Box::new(error)))),
+        })
+    });
+    let messages = FlightDataEncoderBuilder::new()
+        .with_schema(schema)
         .with_options(options)
         // Batches are in pieces already; the encoder would count a shared buffer once for each slice of it.
         .with_max_flight_data_size(usize::MAX)
         // An ENUM leaves as a dictionary.
         .with_dictionary_handling(DictionaryHandling::Resend)
         .with_flight_descriptor(descriptor)
-        .build(in_pieces(stream, sending.message_size).map_err(|error| FlightError::ExternalError(Box::new(error))))
-        .map(|item| item.map_err(cause))
-        .boxed()
+        .build(batches)
+        .map(|item| item.map_err(cause));
+    saying(messages.boxed(), besides).boxed()
+}
+
+/// The messages with what they say beside their batches, and those that say nothing else, in their places.
+fn saying(
+    mut messages: BoxStream<'static, Result<FlightData>>,
+    besides: Arc<Mutex<VecDeque<Beside>>>,
+) -> impl Stream<Item = Result<FlightData>> + Send + 'static {
+    let mut next: Option<FlightData> = None;
+    futures::stream::poll_fn(move |cx| {
+        let polled = match next.take() {
+            Some(message) => Poll::Ready(Some(Ok(message))),
+            None => messages.poll_next_unpin(cx),
+        };
+        let mut besides = besides.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Beside::Alone(_)) = besides.front()
+            && !matches!(polled, Poll::Ready(Some(Err(_))))
+        {
+            let Some(Beside::Alone(app_metadata)) = besides.pop_front() else { return Poll::Pending };
+            if let Poll::Ready(Some(Ok(message))) = polled {
+                next = Some(message);
+            }
+            return Poll::Ready(Some(Ok(FlightData { app_metadata, ..FlightData::default() })));
+        }
+        polled.map(|item| {
+            item.map(|message| {
+                let mut message = message?;
+                let is_batch = arrow_ipc::root_as_message(&message.data_header)
+                    .is_ok_and(|header| header.header_type() == arrow_ipc::MessageHeader::RecordBatch);
+                if is_batch && let Some(Beside::WithRows(app_metadata)) = besides.pop_front() {
+                    message.app_metadata = app_metadata;
+                }
+                Ok(message)
+            })
+        })
+    })
 }
 
 /// The same messages without copies of columns, as segments of an HTTP/2 body.
@@ -76,13 +144,14 @@ pub(super) fn frames(
     let messages = match sending.compression {
         Compression::None => {
             let mut framer = framer;
-            batches.map(move |batch| framer.frame(&batch?)).boxed()
+            batches.map(move |piece| piece.and_then(|piece| framed(&mut framer, piece))).boxed()
         }
         // Milliseconds of work for each message: not on a thread that serves others, too.
         _ => futures::stream::try_unfold((batches.boxed(), framer), async |(mut batches, mut framer)| {
             let Some(batch) = batches.next().await.transpose()? else { return Ok(None) };
-            let framed = tokio::task::spawn_blocking(move || framer.frame(&batch).map(|messages| (messages, framer)));
-            let (messages, framer) = framed.await.map_err(Error::internal)??;
+            let working =
+                tokio::task::spawn_blocking(move || framed(&mut framer, batch).map(|messages| (messages, framer)));
+            let (messages, framer) = working.await.map_err(Error::internal)??;
             Ok(Some((messages, (batches, framer))))
         })
         .boxed(),
@@ -96,23 +165,35 @@ pub(super) fn frames(
     futures::stream::iter([Ok(first)]).chain(messages).boxed()
 }
 
+fn framed(framer: &mut Framer, (batch, beside): (RecordBatch, Beside)) -> Result<Vec<Segments>> {
+    match beside {
+        Beside::Nothing => framer.frame_with(&batch, &[]),
+        Beside::WithRows(said) => framer.frame_with(&batch, &said),
+        Beside::Alone(app_metadata) => Ok(vec![small_message(&FlightData { app_metadata, ..FlightData::default() })]),
+    }
+}
+
 /// Halves batches until each is near the size. One row that is longer than the size stays whole.
-fn in_pieces(stream: RecordBatchStream, size: Size) -> impl Stream<Item = Result<RecordBatch>> + Send + 'static {
-    fn halve(batch: RecordBatch, size: u64, pieces: &mut Vec<Result<RecordBatch>>) {
+fn in_pieces(
+    stream: RecordBatchStream,
+    size: Size,
+) -> impl Stream<Item = Result<(RecordBatch, Beside)>> + Send + 'static {
+    fn halve(batch: RecordBatch, beside: Beside, size: u64, pieces: &mut Vec<Result<(RecordBatch, Beside)>>) {
         let rows = batch.num_rows();
         if rows < 2 || batch.columns().iter().map(|column| divisible_bytes(column)).sum::<u64>() <= size {
-            return pieces.push(Ok(batch));
+            return pieces.push(Ok((batch, beside)));
         }
         // At a whole byte of the bitmaps where there are enough rows, so that they need no shifting.
         let half = if rows < 32 { rows / 2 } else { (rows / 2).next_multiple_of(8) };
-        halve(batch.slice(0, half), size, pieces);
-        halve(batch.slice(half, rows - half), size, pieces);
+        // With the first of the rows that it came with.
+        halve(batch.slice(0, half), beside, size, pieces);
+        halve(batch.slice(half, rows - half), Beside::Nothing, size, pieces);
     }
-    let size = size.bytes() as u64;
+    let (size, schema) = (size.bytes() as u64, stream.schema());
     stream.flat_map(move |batch| {
         let mut pieces = Vec::with_capacity(1);
-        match batch {
-            Ok(batch) => halve(batch, size, &mut pieces),
+        match batch.and_then(|batch| apart(batch, &schema)) {
+            Ok((batch, beside)) => halve(batch, beside, size, &mut pieces),
             Err(error) => pieces.push(Err(error)),
         }
         futures::stream::iter(pieces)

@@ -63,19 +63,21 @@ impl Framer {
             IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &options);
         let encoder = StreamEncoder::try_new_with_options(schema, options).map_err(cause)?;
         let mut framer = Self { encoder, descriptor, begun: false };
-        let first = message(framer.descriptor.take().as_ref(), &header.ipc_message, VecDeque::new())?;
+        let first = message(framer.descriptor.take().as_ref(), &header.ipc_message, &[], VecDeque::new())?;
         Ok((first, framer))
     }
 
     /// The messages of one batch: new dictionaries, then the batch itself.
-    pub(super) fn frame(&mut self, batch: &RecordBatch) -> Result<Vec<Segments>> {
+    /// `app_metadata` is what the batch's own message says beside it.
+    pub(super) fn frame_with(&mut self, batch: &RecordBatch, app_metadata: &[u8]) -> Result<Vec<Segments>> {
         let mut buffers = VecDeque::from(self.encoder.encode(batch).map_err(cause)?);
         // Bitmaps without a NULL, and columns without a row: they would stand between messages.
         buffers.retain(|buffer| !buffer.is_empty());
         let mut messages = Vec::with_capacity(1);
         while !buffers.is_empty() {
             let (header, body) = next_message(&mut buffers)?;
-            messages.push(message(None, &header, body)?);
+            let app_metadata = if buffers.is_empty() { app_metadata } else { &[] };
+            messages.push(message(None, &header, app_metadata, body)?);
         }
         if !std::mem::replace(&mut self.begun, true) {
             // The schema, which has been sent.
@@ -111,13 +113,19 @@ fn next_message(buffers: &mut VecDeque<Buffer>) -> Result<(Vec<u8>, VecDeque<Buf
 }
 
 /// FlightData in protobuf, behind gRPC's prefix.
-fn message(descriptor: Option<&FlightDescriptor>, header: &[u8], body: VecDeque<Buffer>) -> Result<Segments> {
+fn message(
+    descriptor: Option<&FlightDescriptor>,
+    header: &[u8],
+    app_metadata: &[u8],
+    body: VecDeque<Buffer>,
+) -> Result<Segments> {
     let descriptor = descriptor.map(Message::encode_to_vec);
     let descriptor_length = descriptor.as_ref().map_or(0, |descriptor| field_length(DESCRIPTOR, descriptor.len()));
+    let said_length = if app_metadata.is_empty() { 0 } else { field_length(METADATA, app_metadata.len()) };
     let body_length: usize = body.iter().map(Buffer::len).sum();
     let before_body = |padding| {
         let body_key = if body_length == 0 { 0 } else { field_length(BODY, body_length) - body_length };
-        descriptor_length + field_length(HEADER, header.len() + padding) + body_key
+        descriptor_length + field_length(HEADER, header.len() + padding) + said_length + body_key
     };
     // A flatbuffer is read from its front: zeros behind it are nobody's.
     let mut padding = 0;
@@ -140,6 +148,10 @@ fn message(descriptor: Option<&FlightDescriptor>, header: &[u8], body: VecDeque<
     put_key(&mut small, HEADER, header.len() + padding);
     small.put_slice(header);
     small.put_slice(&ZEROS[..padding]);
+    if !app_metadata.is_empty() {
+        put_key(&mut small, METADATA, app_metadata.len());
+        small.put_slice(app_metadata);
+    }
     if body_length > 0 {
         put_key(&mut small, BODY, body_length);
     }

@@ -7,6 +7,7 @@
 //! all that comes in may hold, `end` is how a client says that what it sent is whole, `watched` ends what
 //! stands still, and `spool` keeps on disk what an exchange answers before its client reads.
 
+mod beside;
 mod budget;
 mod decode;
 mod encode;

@@ -258,6 +258,21 @@ def test_echo_answers_what_was_sent(server):
     assert exchange(server, "echo", PEOPLE.to_batches()) == PEOPLE
 
 
+def test_echo_answers_app_metadata(server):
+    with server.client() as client:
+        writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(b"echo"), BOUNDED)
+        with writer:
+            writer.begin(numbers()[0].schema)
+            for number, batch in enumerate(numbers()):
+                writer.write_with_metadata(batch, b"batch %d" % number)
+                chunk = reader.read_chunk()
+                assert chunk.data == batch and chunk.app_metadata.to_pybytes() == b"batch %d" % number
+            writer.write_metadata(b"alone")
+            chunk = reader.read_chunk()
+            assert chunk.data is None and chunk.app_metadata.to_pybytes() == b"alone"
+            writer.done_writing()
+
+
 def test_count_answers_rows_batches_and_bytes(server):
     [counted] = exchange(server, "count", numbers()).to_pylist()
     assert (counted["rows"], counted["batches"]) == (3000, 3)

@@ -184,17 +184,60 @@ async fn server_may_require_the_end_of_all_that_store_rows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_and_exchanges_take_messages_of_metadata_alone() {
+async fn echo_answers_the_app_metadata_of_each_message_in_its_place() {
     for server in servers().await {
-        let mut sent = messages(FlightDescriptor::new_cmd("echo"), 3, &["behind", FITS]).await;
-        sent.insert(1, said("in front"));
-        let mut stock = server.stock().await;
-        let answer = stock.do_exchange(futures::stream::iter(sent)).await.unwrap().into_inner();
+        for chain in ["echo", "echo | echo", "processed"] {
+            let mut sent = messages(FlightDescriptor::new_cmd(chain), 4, &["behind", FITS]).await;
+            sent[2].app_metadata = b"with the second".to_vec().into();
+            sent.insert(4, said("\u{0}\u{1} between"));
+            sent.insert(1, said("in front"));
+            let mut stock = server.stock().await;
+            let answer = stock.do_exchange(futures::stream::iter(sent)).await.unwrap().into_inner();
+            let answer: Vec<FlightData> = answer.try_collect().await.unwrap();
+            let seen: Vec<(bool, String)> = answer[1..]
+                .iter()
+                .map(|message| {
+                    let text = String::from_utf8(message.app_metadata.to_vec()).unwrap();
+                    (message.data_header.is_empty(), text)
+                })
+                .collect();
+            let batch = |text: &str| (false, text.to_string());
+            let alone = |text: &str| (true, text.to_string());
+            let expected = match chain {
+                "processed" => vec![batch(""); 4],
+                _ => vec![
+                    alone("in front"),
+                    batch(""),
+                    batch("with the second"),
+                    batch(""),
+                    alone("\u{0}\u{1} between"),
+                    batch(""),
+                    alone("behind"),
+                    alone(FITS),
+                ],
+            };
+            assert_eq!(seen, expected, "{chain}");
+        }
+        let rows = collect(server.client().await.exchange("echo", people(3, 10)).await.unwrap()).await.unwrap();
+        assert_eq!(rows.len(), 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn app_metadata_is_answered_once_where_its_batch_is_cut() {
+    for standard_path in [false, true] {
+        let mut config = test_config();
+        config.wire.standard_path = standard_path;
+        config.limits.send_message_size = mallard::config::Size(64 * 1024);
+        let server = TestServer::with(config).await;
+        let rows = people(2, 20_000).map_err(|error| FlightError::Tonic(Box::new(error.into_status())));
+        let encoder = FlightDataEncoderBuilder::new().with_max_flight_data_size(usize::MAX);
+        let encoder = encoder.with_flight_descriptor(Some(FlightDescriptor::new_cmd("echo")));
+        let mut sent: Vec<FlightData> = encoder.build(rows).try_collect().await.unwrap();
+        sent[2].app_metadata = b"said once".to_vec().into();
+        let answer = server.stock().await.do_exchange(futures::stream::iter(sent)).await.unwrap().into_inner();
         let answer: Vec<FlightData> = answer.try_collect().await.unwrap();
-        assert!(answer.len() >= 4, "a schema and three batches");
-        assert_eq!(
-            collect(server.client().await.exchange("echo", people(3, 10)).await.unwrap()).await.unwrap().len(),
-            3
-        );
+        assert!(answer.len() > 6, "{} messages", answer.len());
+        assert_eq!(answer.iter().filter(|message| message.app_metadata == "said once").count(), 1);
     }
 }

@@ -29,7 +29,14 @@ pub(super) fn all(sandboxes: &Sandboxes) -> Vec<(String, Arc<dyn Exchanger>)> {
     let processed_about = "appends the BOOLEAN column `processed`, true in every row";
     let (unprocessed, and_processed) = ("no column `processed`", "the input's columns, processed BOOLEAN");
     let built_in = [
-        BuiltIn::new("echo", echo, "answers the input as it is", any, same, json!({})),
+        BuiltIn::new(
+            "echo",
+            echo,
+            "answers the input as it is, with the app_metadata of its messages",
+            any,
+            same,
+            json!({}),
+        ),
         BuiltIn::new("processed", processed, processed_about, unprocessed, and_processed, json!({})),
         // The name that the original's clients use.
         BuiltIn::new("my_streaming_exchanger", processed, processed_about, unprocessed, and_processed, json!({})),
