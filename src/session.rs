@@ -143,6 +143,8 @@ struct Transaction {
     owner: String,
     line: Line,
     begun: Instant,
+    /// Begun while the server drains, as ADBC's drivers do with each commit: nothing runs in it any more.
+    late: bool,
 }
 
 /// A statement that is kept.
@@ -217,7 +219,13 @@ impl Sessions {
             }
         };
         let line = match transaction {
-            Some(handle) => Some(state.transaction(identity, handle)?.line.clone()),
+            Some(handle) => {
+                let open = state.transaction(identity, handle)?;
+                if open.late {
+                    return Err(Error::Draining);
+                }
+                Some(open.line.clone())
+            }
             None => home,
         };
         Ok(Ask { line, settings, ..Ask::default() })
@@ -266,7 +274,6 @@ impl Sessions {
 
     /// Begins a transaction that is named by what this answers.
     pub async fn begin(&self, identity: &Identity) -> Result<Handle> {
-        identity.may_begin()?;
         let handle = Handle::new();
         let line = {
             let mut state = self.lock();
@@ -296,7 +303,9 @@ impl Sessions {
             let line = home.unwrap_or_else(|| self.0.engine.line());
             let (owner, begun) = (owner(identity, handle), Instant::now());
             state.note(identity, &owner);
-            state.transactions.insert(handle, Transaction { principal, owner, line: line.clone(), begun });
+            state
+                .transactions
+                .insert(handle, Transaction { principal, owner, line: line.clone(), begun, late: identity.draining });
             line
         };
         self.gauge();
@@ -639,10 +648,10 @@ impl Sessions {
     pub fn transactions_in_reach(&self) -> usize {
         let state = self.lock();
         let begun_by_text =
-            |session: &Session| session.lent.is_none() && session.home.as_ref().is_some_and(Line::in_transaction);
+            |session: &Session| session.lent.is_none() && session.home.as_ref().is_some_and(Line::has_work);
         let texts = state.sessions.iter().filter(|(_, session)| begun_by_text(session)).map(|(id, _)| id);
-        let owners = state.transactions.values().map(|open| &open.owner).chain(texts);
-        owners.filter(|owner| state.present.get(*owner).is_none_or(Present::stands)).count()
+        let named = state.transactions.values().filter(|open| open.line.has_work()).map(|open| &open.owner);
+        named.chain(texts).filter(|owner| state.present.get(*owner).is_none_or(Present::stands)).count()
     }
 
     fn gauge(&self) {

@@ -41,6 +41,13 @@ impl Act {
     }
 }
 
+/// Whether it waits until nobody reads or writes any more, and lets nobody begin meanwhile.
+pub(super) fn forces_checkpoint(sql: &str) -> bool {
+    let words = words(sql, 3);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    matches!(words.as_slice(), ["force", "checkpoint", ..] | ["pragma" | "call", "force_checkpoint", ..])
+}
+
 /// The first words in lower case, without comments. Anything but words, and a semicolon at the end, is a word of its own.
 fn words(sql: &str, most: usize) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();

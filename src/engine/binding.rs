@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use arrow_array::{RecordBatch, UInt64Array, UnionArray, cast::AsArray};
+use arrow_ipc::{reader::StreamReader, writer::StreamWriter};
 use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
 use arrow_select::take::take;
 use duckdb::{
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    stream::RecordBatchStream,
+    stream::{RecordBatchStream, batch_bytes},
 };
 
 /// What was bound. Cheap to clone.
@@ -60,6 +61,25 @@ impl Bound {
     /// Keeps `held` for as long as the values are kept.
     pub fn holding(self, held: impl std::any::Any + Send + Sync) -> Self {
         Self(self.0, Some(Arc::new(held)))
+    }
+
+    /// As an IPC stream, for a ticket; nothing where that is more than `most` bytes, or has rows of several schemas.
+    pub fn to_ipc(&self, most: usize) -> Result<Option<Vec<u8>>> {
+        let [part] = self.0.as_slice() else { return Ok(None) };
+        if part.batches.iter().map(batch_bytes).sum::<u64>() > most as u64 {
+            return Ok(None);
+        }
+        let mut writer = StreamWriter::try_new(Vec::new(), &part.schema).map_err(Error::internal)?;
+        part.batches.iter().try_for_each(|batch| writer.write(batch)).map_err(Error::internal)?;
+        let bytes = writer.into_inner().map_err(Error::internal)?;
+        Ok(Some(bytes).filter(|bytes| bytes.len() <= most))
+    }
+
+    /// What [`Self::to_ipc`] has made.
+    pub fn from_ipc(bytes: &[u8]) -> Result<Self> {
+        let reader = StreamReader::try_new(bytes, None).map_err(Error::internal)?;
+        let schema = reader.schema();
+        Self::new(schema, reader.collect::<Result<_, ArrowError>>().map_err(Error::internal)?)
     }
 
     fn rows(&self) -> usize {

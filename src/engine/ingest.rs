@@ -252,6 +252,7 @@ impl Work<'_> {
         decided: oneshot::Receiver<()>,
     ) -> Result<()> {
         place.connect(self.shared, &self.target.settings)?;
+        place.works();
         let (connection, joins) = (place.connection()?, place.in_transaction());
         // What is stored of it cannot be taken back alone.
         cancel.arm(connection.interrupt_handle(), Manner::AtOnce)?;

@@ -74,6 +74,8 @@ pub(super) struct Ends {
     used: Mutex<Instant>,
     /// Whether a transaction is open, as of the last statement that has ended.
     open: AtomicBool,
+    /// Whether a statement has run in it.
+    worked: AtomicBool,
     /// Why no statement may run on it any more.
     closed: OnceLock<Error>,
     running: Mutex<Option<Cancel>>,
@@ -83,6 +85,8 @@ pub(super) struct Ends {
 pub(super) struct Kept {
     connection: Option<Connection>,
     pub(super) in_transaction: bool,
+    /// Whether a statement has run in it.
+    worked: bool,
     /// Why the open transaction can only be rolled back, where that was a cancellation.
     aborted: Option<Error>,
     applied: Settings,
@@ -98,6 +102,11 @@ impl Line {
     /// Whether a transaction is open on it.
     pub fn in_transaction(&self) -> bool {
         self.0.open.load(Ordering::Acquire)
+    }
+
+    /// Whether a transaction is open on it in which a statement has run, so that there may be something to commit.
+    pub fn has_work(&self) -> bool {
+        self.in_transaction() && self.0.worked.load(Ordering::Acquire)
     }
 
     /// For how long nothing has run on it; nothing while something does.
@@ -243,6 +252,13 @@ impl Place {
         work(shared, kept)
     }
 
+    /// A statement of a client's runs here.
+    pub(super) fn works(&mut self) {
+        if let Self::Kept(seat) = self {
+            seat.kept().worked = true;
+        }
+    }
+
     /// How a cancellation ends a statement here.
     pub(super) fn manner(&self) -> Manner {
         if self.in_transaction() { Manner::Patiently } else { Manner::AtOnce }
@@ -261,6 +277,7 @@ impl Drop for Seat {
         if let Some(line) = self.0.line.upgrade() {
             *lock(&line.running) = None;
             *lock(&line.used) = Instant::now();
+            line.worked.store(self.0.worked, Ordering::Release);
             line.open.store(self.0.in_transaction, Ordering::Release);
         }
     }
@@ -325,6 +342,7 @@ impl Engine {
             seat: Arc::new(tokio::sync::Mutex::new(Kept {
                 connection: None,
                 in_transaction: false,
+                worked: false,
                 aborted: None,
                 applied: Settings::default(),
                 moved: false,
@@ -332,6 +350,7 @@ impl Engine {
             })),
             used: Mutex::new(Instant::now()),
             open: AtomicBool::new(false),
+            worked: AtomicBool::new(false),
             closed: OnceLock::new(),
             running: Mutex::new(None),
         });
@@ -350,7 +369,7 @@ impl Engine {
                 return Err(Error::State("a transaction is open already; commit it or roll it back first".into()));
             }
             shared.execute(kept.connection(shared)?, sql)?;
-            kept.in_transaction = true;
+            (kept.in_transaction, kept.worked) = (true, false);
             Ok(())
         })
         .await

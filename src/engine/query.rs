@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use arrow_array::{Int64Array, RecordBatch, StringArray, cast::AsArray, types::Int64Type};
@@ -21,7 +22,7 @@ use futures::{Stream, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Engine, Shared,
+    Engine, Shared, act,
     arrow::Importer,
     binding::{Bound, Values},
     catalog,
@@ -159,6 +160,8 @@ impl Engine {
         seen.start();
         let (cancel, guard) = self.pool.begin();
         seen.runs(&cancel);
+        let hurry = act::forces_checkpoint(sql).then(|| tokio::spawn(end_forced(cancel.clone())));
+        let guard = Running { hurry, _guard: guard };
         let (tell, head) = oneshot::channel();
         let (rows, batches) = mpsc::channel(CHANNEL_BATCHES);
         let ending = Arc::new(Mutex::new(None));
@@ -322,6 +325,7 @@ fn run(
     place: &mut Place,
 ) -> Result<()> {
     place.connect(shared, &setup.settings)?;
+    place.works();
     let connection = place.connection()?;
     cancel.arm(connection.interrupt_handle(), place.manner())?;
     let (statement, moves) = guard::admit(shared, connection, sql, &setup.rights)
@@ -508,12 +512,38 @@ fn stream(
     Ok(())
 }
 
+/// How long FORCE CHECKPOINT may wait for others: no transaction begins anywhere meanwhile, not even a SELECT's.
+const FORCE_PATIENCE: Duration = Duration::from_secs(5);
+
+async fn end_forced(cancel: Cancel) {
+    tokio::time::sleep(FORCE_PATIENCE).await;
+    cancel.end(Error::Conflict(format!(
+        "FORCE CHECKPOINT has waited {}s for statements and transactions that are open, and nothing else could begin; end them \
+         (the action queries shows them, kill ends them), or use CHECKPOINT, which does not wait",
+        FORCE_PATIENCE.as_secs()
+    )));
+}
+
+/// Ends the statement when it is dropped.
+struct Running {
+    hurry: Option<tokio::task::JoinHandle<()>>,
+    _guard: CancelOnDrop,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(hurry) = &self.hurry {
+            hurry.abort();
+        }
+    }
+}
+
 /// The receiving end; dropping it interrupts the statement.
 struct Batches {
     batches: mpsc::Receiver<Waiting>,
     /// Why there are no more batches, where that is an error.
     ending: Arc<Mutex<Option<Error>>>,
-    _guard: CancelOnDrop,
+    _guard: Running,
 }
 
 impl Stream for Batches {

@@ -153,7 +153,9 @@ const ACTIONS: [Described; 21] = [
 ];
 
 /// The actions that are answered for an open transaction, and to end what is there, while the server drains.
-const ENDING: [&str; 11] = [
+const ENDING: [&str; 12] = [
+    // It is empty, and stays so: clients that begin the next one with each commit would take that for failed.
+    "BeginTransaction",
     "queries",
     "kill",
     "CancelFlightInfo",

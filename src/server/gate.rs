@@ -78,7 +78,6 @@ impl Gate {
     /// open is answered, and the service refuses the rest.
     pub(super) fn answer(&self, mut request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, Infallible>> {
         if let (State::Draining, Some((service, _))) = (self.state(), self.0.behind.get())
-            && service.transactions_in_reach() > 0
             && let Some(identity) = request.extensions_mut().get_mut::<Identity>()
         {
             identity.draining = true;

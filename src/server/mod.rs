@@ -78,6 +78,9 @@ pub struct Server {
     serving: JoinSet<()>,
 }
 
+/// For how long calls are answered after the last transaction has ended.
+const AFTERWARDS: Duration = Duration::from_millis(500);
+
 /// How often it is looked whether transactions are still open.
 const TRANSACTIONS: Duration = Duration::from_millis(20);
 
@@ -221,8 +224,14 @@ impl Server {
             gate.set(State::Draining);
             let finished = async {
                 // Their next calls come on connections that are open, which end when nothing more is accepted.
+                let mut some = false;
                 while gate.transactions_in_reach() > 0 {
+                    some = true;
                     tokio::time::sleep(TRANSACTIONS).await;
+                }
+                if some {
+                    // Clients that begin the next transaction with each commit have that answered, too.
+                    tokio::time::sleep(AFTERWARDS).await;
                 }
                 drop(stop_accepting);
                 calls.none().await;

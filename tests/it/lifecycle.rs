@@ -73,8 +73,9 @@ async fn open_transaction_may_be_finished_while_the_server_drains() {
     prepared.close().await.unwrap();
     run(&session, &insert).await;
     // Nothing else does, whoever asks.
+    let empty = client.begin_transaction().await.expect("ADBC's drivers begin the next one with each commit");
     let refusals = [
-        client.begin_transaction().await.map(drop),
+        client.execute_update(insert.clone(), Some(empty)).await.map(drop),
         client.execute("SELECT 1".into(), None).await.map(drop),
         client.execute_update(insert.clone(), None).await.map(drop),
         client.prepare(insert.clone(), None).await.map(drop),
@@ -92,6 +93,42 @@ async fn open_transaction_may_be_finished_while_the_server_drains() {
     stopping.await.unwrap().unwrap();
     let second = TestServer::with(config).await;
     assert_eq!(count(&second.client_of(USER).await, "t").await, 5);
+}
+
+/// What nothing has run in has nothing to commit: clients without autocommit have one open all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_transaction_does_not_hold_up_the_stop() {
+    let mut config = test_config();
+    config.server.grace_period = Span(Duration::from_secs(3600));
+    let server = TestServer::with(config).await;
+    let mut client = server.sql().await;
+    client.begin_transaction().await.unwrap();
+    let stopped = tokio::time::timeout(Duration::from_secs(60), server.server.stop(std::future::pending()));
+    stopped.await.expect("the stop does not wait for it").unwrap();
+}
+
+/// FORCE CHECKPOINT lets nobody begin while it waits for an open transaction, so it does not wait for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn forced_checkpoint_does_not_stall_others_for_long() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = test_config();
+    config.database.path = directory.path().join("m.duckdb").to_string_lossy().into_owned();
+    let server = TestServer::with(config).await;
+    let (client, other, mut writer) = (server.client().await, server.client().await, server.sql().await);
+    run(&client, "CREATE TABLE t AS SELECT range AS i, repeat('x', 100) AS s FROM range(1000000)").await;
+    // One who reads and stands still is not in its way.
+    let mut stands_still = client.query("FROM t").await.unwrap();
+    let first = stands_still.next().await.unwrap().unwrap().num_rows();
+    collect(other.query("FORCE CHECKPOINT").await.unwrap()).await.unwrap();
+    let transaction = writer.begin_transaction().await.unwrap();
+    writer.execute_update("UPDATE t SET s = 'y' WHERE i = 1".into(), Some(transaction.clone())).await.unwrap();
+    let forced = tokio::spawn(async move { collect(other.query("force checkpoint").await?).await });
+    let refused = forced.await.unwrap().expect_err("a transaction is open");
+    assert!(refused.code() == Code::Aborted && refused.to_string().contains("FORCE CHECKPOINT"), "{refused}");
+    assert_eq!(row(&client, "SELECT 1").await, ["1"]);
+    assert_eq!(first + rows(&collect(stands_still).await.unwrap()), 1_000_000, "the reader lost nothing");
+    writer.end_transaction(transaction, arrow_flight::sql::EndTransaction::Commit).await.unwrap();
+    assert_eq!(count(&client, "t").await, 1_000_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]

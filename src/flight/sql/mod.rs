@@ -123,7 +123,16 @@ enum Note {
     Prepared {
         handle: Handle,
         binding: u64,
+        carried: Option<Carried>,
     },
+}
+
+/// What a ticket carries of its prepared statement beside the text, so that it is good when that is closed.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Carried {
+    transaction: Option<Handle>,
+    /// The bound values, as an IPC stream in base64.
+    values: Option<String>,
 }
 
 impl Note {
@@ -189,7 +198,9 @@ impl Flight {
                 let ask = Ask { sql: sql.to_string(), ..self.sessions.place(identity, transaction)? };
                 self.engine.answer(&identity.rights, &ask).await
             }
-            Note::Prepared { handle, binding } => self.prepared_noted(identity, handle, binding).await,
+            Note::Prepared { handle, binding, carried } => {
+                self.prepared_noted(identity, sql, (handle, binding), carried).await
+            }
         }
     }
 

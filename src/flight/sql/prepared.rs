@@ -13,9 +13,10 @@ use arrow_flight::{
     },
 };
 use arrow_schema::{Schema, SchemaRef};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures::TryStreamExt;
 
-use super::{Note, named, nothing};
+use super::{Carried, Note, named, nothing};
 use crate::{
     auth::Identity,
     engine::{Act, Ask, Bound},
@@ -25,6 +26,10 @@ use crate::{
     stream::{RecordBatchStream, held_bytes, own_copy},
     wire::{Upload, schema_bytes},
 };
+
+/// What all tickets of a FlightInfo may carry of a statement and its values. Such tickets are good when the statement is closed:
+/// ADBC's drivers close it before its partitions are read.
+const CARRIED: usize = 64 * 1024;
 
 impl Flight {
     pub(super) async fn create_prepared(
@@ -98,8 +103,15 @@ impl Flight {
             Some(schema) => {
                 let handle = Handle::from_bytes(&query.prepared_statement_handle);
                 let handle = handle.ok_or_else(|| Error::internal("a known handle is none"))?;
-                let note = Note::Prepared { handle, binding: prepared.binding };
-                self.flight_info(identity, "", note.text()?, &schema, endpoints)
+                let values = prepared.bound.as_ref().map(|bound| bound.to_ipc(CARRIED / endpoints)).transpose()?;
+                let is_short = prepared.sql.len() * endpoints <= CARRIED && values != Some(None);
+                let carried = is_short.then(|| Carried {
+                    transaction: prepared.transaction,
+                    values: values.flatten().map(|values| STANDARD.encode(values)),
+                });
+                let sql = if is_short { prepared.sql.as_str() } else { "" };
+                let note = Note::Prepared { handle, binding: prepared.binding, carried };
+                self.flight_info(identity, sql, note.text()?, &schema, endpoints)
             }
             None => {
                 let changed = self.engine.update(&identity.rights, &ask).await?;
@@ -126,16 +138,27 @@ impl Flight {
     pub(super) async fn prepared_noted(
         &self,
         identity: &Identity,
-        handle: Handle,
-        binding: u64,
+        sql: &str,
+        (handle, binding): (Handle, u64),
+        carried: Option<Carried>,
     ) -> Result<RecordBatchStream> {
-        let prepared = self.sessions.prepared(identity, &handle.bytes())?;
-        if prepared.binding != binding {
-            return Err(Error::State(
-                "other values were bound to the statement since its FlightInfo was asked for; ask for it again".into(),
-            ));
-        }
-        self.engine.answer(&identity.rights, &self.asked(identity, &prepared)?).await
+        let ask = match (self.sessions.prepared(identity, &handle.bytes()), carried) {
+            (Ok(prepared), _) if prepared.binding != binding => {
+                return Err(Error::State(
+                    "other values were bound to the statement since its FlightInfo was asked for; ask for it again"
+                        .into(),
+                ));
+            }
+            (Ok(prepared), _) => self.asked(identity, &prepared)?,
+            // It was closed since.
+            (Err(Error::NotFound(_)), Some(Carried { transaction, values })) => {
+                let decoded = values.map(|values| STANDARD.decode(values).map_err(Error::internal)).transpose()?;
+                let bound = decoded.map(|bytes| Bound::from_ipc(&bytes)).transpose()?;
+                Ask { sql: sql.to_string(), bound, ..self.sessions.place(identity, transaction)? }
+            }
+            (Err(error), _) => return Err(error),
+        };
+        self.engine.answer(&identity.rights, &ask).await
     }
 
     /// DoGet of the command itself.

@@ -377,3 +377,34 @@ async fn values_of_idle_statements_leave_room_for_everybodys_streams_and_have_bo
     super::action(&mut ann, "CloseSession", Vec::new(), &[]).await.unwrap();
     keep(&mut bob, million()).await.unwrap();
 }
+
+/// ADBC's drivers close the statement of partitions before these are read, and its cursor with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn tickets_of_a_statement_are_good_when_it_is_closed() {
+    let server = TestServer::start().await;
+    let mut client = server.sql().await;
+    update(&mut client, "CREATE TABLE t AS SELECT range AS i FROM range(1000)").await;
+    for transacted in [false, true] {
+        for (query, value, expected) in [
+            ("SELECT count(*) FROM t", None, "1000"),
+            ("SELECT count(*) FROM t WHERE i >= ?", Some(10), "990"),
+            ("SELECT ? + 1", Some(41), "42"),
+        ] {
+            let transaction = match transacted {
+                true => Some(client.begin_transaction().await.unwrap()),
+                false => None,
+            };
+            let mut prepared = client.prepare(query.into(), transaction.clone()).await.unwrap();
+            if let Some(value) = value {
+                let column = std::sync::Arc::new(arrow_array::Int64Array::from(vec![value])) as arrow_array::ArrayRef;
+                prepared.set_parameters(arrow_array::RecordBatch::try_from_iter([("1", column)]).unwrap()).unwrap();
+            }
+            let info = prepared.execute().await.unwrap();
+            prepared.close().await.unwrap();
+            assert_eq!(texts(&super::rows(&mut client, info).await.1), [expected], "{query} {transacted}");
+            if let Some(transaction) = transaction {
+                client.end_transaction(transaction, arrow_flight::sql::EndTransaction::Commit).await.unwrap();
+            }
+        }
+    }
+}
