@@ -225,9 +225,9 @@ impl Source {
         failed || (reads != Reads::EachRow && lock(&self.incoming.queue).ended)
     }
 
-    /// The table function call that reads the stream, as SQL.
+    /// The relation that reads the stream, as SQL: a call of the table function, or a query in parentheses.
     pub(super) fn call(&self) -> String {
-        format!("{FUNCTION}({}::UBIGINT)", self.id)
+        self.incoming.checked.relation(&format!("{FUNCTION}({}::UBIGINT)", self.id))
     }
 }
 

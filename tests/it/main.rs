@@ -5,6 +5,7 @@
 
 mod admin;
 mod arrow_corpus;
+mod arrow_ways;
 mod audit;
 mod auth;
 mod backup;

@@ -11,6 +11,7 @@ pub(super) mod payload;
 pub(super) mod range;
 mod rewrite;
 mod rows;
+mod union;
 mod variant;
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
@@ -19,9 +20,10 @@ use arrow_array::{
     Array, ArrayRef, FixedSizeListArray, GenericListArray, MapArray, OffsetSizeTrait, RecordBatch, StructArray,
     UnionArray, cast::AsArray,
 };
-use arrow_buffer::OffsetBuffer;
+use arrow_buffer::{OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, FieldRef, Fields, IntervalUnit, Schema, SchemaRef, TimeUnit, UnionMode};
 
+use super::catalog::quote;
 use crate::error::{Error, Result};
 use extension::Extension;
 use range::Rule;
@@ -39,6 +41,8 @@ pub(super) struct Checked {
     sent: SchemaRef,
     schema: SchemaRef,
     columns: Vec<Node>,
+    /// What SQL casts a column to, where DuckDB is to read it as another type first.
+    casts: Vec<Option<String>>,
     /// Whether no column has anything to check or to rewrite.
     idle: bool,
 }
@@ -62,11 +66,12 @@ impl CheckedBatch {
 
 impl Checked {
     pub(super) fn new(sent: SchemaRef) -> Result<Self> {
-        let columns =
+        let mut columns =
             sent.fields().iter().map(|field| Node::of(field, field.name(), 0)).collect::<Result<Vec<Node>>>()?;
+        let casts = columns.iter_mut().map(Node::tagged).collect();
         let idle = columns.iter().all(|column| matches!(column.work, Work::Keep));
         let schema = Arc::new(Schema::new(columns.iter().map(|column| column.field.clone()).collect::<Fields>()));
-        Ok(Self { sent, schema, columns, idle })
+        Ok(Self { sent, schema, columns, casts, idle })
     }
 
     /// As it was sent.
@@ -77,6 +82,20 @@ impl Checked {
     /// As DuckDB reads it.
     pub(super) fn schema(&self) -> &SchemaRef {
         &self.schema
+    }
+
+    /// The relation of the columns as they were sent, over the table function that reads [`Checked::schema`].
+    pub(super) fn relation(&self, call: &str) -> String {
+        if self.casts.iter().all(Option::is_none) {
+            return call.to_string();
+        }
+        let columns = self.casts.iter().zip(self.sent.fields()).enumerate();
+        let items = columns.map(|(place, (cast, field))| match cast {
+            Some(to) => format!("CAST(c{place} AS {to}) AS {}", quote(field.name())),
+            None => format!("c{place} AS {}", quote(field.name())),
+        });
+        let names: Vec<String> = (0..self.casts.len()).map(|place| format!("c{place}")).collect();
+        format!("(SELECT {} FROM {call} AS sent({}))", items.collect::<Vec<_>>().join(", "), names.join(", "))
     }
 
     /// Checks a batch and rewrites what DuckDB would read wrong. `before` are the rows of the stream in front of it.
@@ -135,6 +154,9 @@ enum Work {
     Variant(Vec<Node>),
     /// With the type id of each member.
     Union(Vec<(i8, Node)>),
+    /// A union as a struct of its tag and its members, which SQL makes a UNION of: DuckDB's importer would make NULL of a union
+    /// whose member is null.
+    Tagged(Vec<(i8, Node)>),
 }
 
 impl Node {
@@ -288,7 +310,8 @@ impl Node {
                 let plain = members.iter().all(|(_, member)| matches!(member.work, Work::Keep));
                 let fields = (0..).zip(members.iter().map(|(_, member)| member.field.clone()));
                 let to = DataType::Union(fields.collect(), UnionMode::Sparse);
-                let keeps = ordered && plain && *mode == UnionMode::Sparse;
+                // The outermost ones have more to be done.
+                let keeps = depth > 0 && ordered && plain && *mode == UnionMode::Sparse;
                 Ok(Self { work: if keeps { Work::Keep } else { Work::Union(members) }, ..keep(to) })
             }
             other => Err(Error::Unsupported(format!("column \"{path}\": {other} is not supported"))),
@@ -420,19 +443,51 @@ impl Node {
                 variant::check(storage.as_struct(), rows, &|row, why| self.refuse_row(row, why))
             }
             Work::Union(members) => {
-                let union = rewrite::sparse(array.as_union(), members.iter().map(|(id, _)| *id));
-                let (type_ids, children) = union.map_err(|error| self.refuse(error))?;
-                let mut made = Vec::with_capacity(children.len());
-                for (place, ((_, member), values)) in members.iter().zip(&children).enumerate() {
-                    let inner = Rows::Member { type_ids: &type_ids, id: place as i8, parent: rows };
-                    made.push(member.apply(values, &inner)?);
-                }
+                let (type_ids, made) = self.members(array, members, rows)?;
                 let fields = members.iter().zip(&made).map(|((_, member), values)| member.of_array(values));
                 let fields = (0..).zip(fields).collect();
                 let made = UnionArray::try_new(fields, type_ids, None, made);
                 built(made.map(|made| Arc::new(made) as _))
             }
+            Work::Tagged(members) => {
+                let (type_ids, made) = self.members(array, members, rows)?;
+                built(union::tagged(&type_ids, made))
+            }
         }
+    }
+
+    /// The places of the members, and as many values of each member.
+    fn members(
+        &self,
+        array: &ArrayRef,
+        members: &[(i8, Self)],
+        rows: &Rows<'_>,
+    ) -> Result<(ScalarBuffer<i8>, Vec<ArrayRef>)> {
+        let union = rewrite::sparse(array.as_union(), members.iter().map(|(id, _)| *id));
+        let (type_ids, children) = union.map_err(|error| self.refuse(error))?;
+        let mut made = Vec::with_capacity(children.len());
+        for (place, ((_, member), values)) in members.iter().zip(&children).enumerate() {
+            let inner = Rows::Member { type_ids: &type_ids, id: place as i8, parent: rows };
+            made.push(member.apply(values, &inner)?);
+        }
+        Ok((type_ids, made))
+    }
+
+    /// Makes a column that is a union a struct of its tag and its members; the type that SQL casts it to.
+    fn tagged(&mut self) -> Option<String> {
+        // A union in a union has no validity that could say that it is not the one.
+        let direct = |members: &[(i8, Self)]| {
+            members.iter().any(|(_, member)| matches!(member.field.data_type(), DataType::Union(..)))
+        };
+        if !matches!(&self.work, Work::Union(members) if !direct(members)) {
+            return None;
+        }
+        let cast = union::duckdb_type(&self.field)?;
+        let Work::Union(members) = std::mem::replace(&mut self.work, Work::Keep) else { unreachable!("seen above") };
+        let fields = union::fields(members.iter().map(|(_, member)| &member.field));
+        self.field = Arc::new(self.field.as_ref().clone().with_data_type(DataType::Struct(fields)));
+        self.work = Work::Tagged(members);
+        Some(cast)
     }
 
     fn items<O: OffsetSizeTrait>(&self, list: &GenericListArray<O>, items: &Self, rows: &Rows<'_>) -> Result<ArrayRef> {

@@ -1,0 +1,168 @@
+//! The check of Arrow data holds on every way into DuckDB, and what DuckDB cannot say in Arrow is not said wrong.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arrow_array::{
+    Array, ArrayRef, DictionaryArray, FixedSizeBinaryArray, Int8Array, Int32Array, RecordBatch, StringArray,
+    StructArray, Time32SecondArray, UnionArray, cast::AsArray, types::Int8Type,
+};
+use arrow_flight::{FlightData, encode::FlightDataEncoderBuilder, sql::CommandStatementIngest};
+use arrow_schema::{DataType, Field, Schema, UnionFields};
+use futures::TryStreamExt;
+use mallard::stream::RecordBatchStream;
+use serde_json::json;
+use tonic::{Code, Status};
+
+use crate::{
+    exchange::act,
+    flight_sql::message,
+    support::{TestServer, collect, row, run, table},
+};
+
+/// arrow.uuid over one byte each: as a column, and as a member of a union, whose field keeps the type.
+fn exploits() -> Vec<(&'static str, RecordBatch)> {
+    let metadata = HashMap::from([("ARROW:extension:name".to_string(), "arrow.uuid".to_string())]);
+    let short = |size: i32| {
+        let values = vec![Some(vec![7_u8; size as usize]); 64];
+        FixedSizeBinaryArray::try_from_sparse_iter_with_size(values.into_iter(), size).unwrap()
+    };
+    let field = |data_type: &DataType| Field::new("p", data_type.clone(), true).with_metadata(metadata.clone());
+    let batch =
+        |field: Field, array: ArrayRef| RecordBatch::try_new(Arc::new(Schema::new(vec![field])), vec![array]).unwrap();
+    let of = |array: ArrayRef| batch(field(array.data_type()), array);
+    let numbers: ArrayRef = Arc::new(Int32Array::from(vec![1; 64]));
+    let structs = StructArray::from(vec![(Arc::new(Field::new("a", DataType::Int32, true)), numbers.clone())]);
+    let members: UnionFields = [(5, Arc::new(field(&DataType::FixedSizeBinary(1))))].into_iter().collect();
+    let union = UnionArray::try_new(members, vec![5; 64].into(), None, vec![Arc::new(short(1))]).unwrap();
+    let time = Time32SecondArray::from(vec![1, -5, 3]);
+    vec![
+        ("uuid over one byte", of(Arc::new(short(1)))),
+        ("uuid over no byte", of(Arc::new(short(0)))),
+        ("uuid over a struct", of(Arc::new(structs))),
+        ("uuid over numbers", of(numbers)),
+        ("uuid in a union", batch(Field::new("p", union.data_type().clone(), true), Arc::new(union))),
+        ("a time before midnight", batch(Field::new("p", time.data_type().clone(), true), Arc::new(time))),
+    ]
+}
+
+fn refused(what: &str, outcome: Result<(), Status>) {
+    let status = outcome.expect_err(what);
+    assert_eq!(status.code(), Code::InvalidArgument, "{what}: {status}");
+    assert!(status.message().contains("column \"p"), "{what}: {status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_way_into_duckdb_is_checked() {
+    let server = TestServer::start().await;
+    let (client, mut sql) = (server.client().await, server.sql().await);
+    act(&client, "add_exchange", json!({"name": "read", "sql": "SELECT count(p) FROM input"})).await.unwrap();
+    act(&client, "add_exchange", json!({"name": "rows", "sql": "SELECT p, 1 AS one FROM input"})).await.unwrap();
+    for (what, batch) in exploits() {
+        let stream = || RecordBatchStream::from_batches(batch.schema(), vec![batch.clone()]);
+        let put = client.put(&table("t"), stream()).await;
+        refused(&format!("{what}, put"), put.map(drop).map_err(mallard::error::Error::into_status));
+        for name in ["read", "rows"] {
+            let answer = async { collect(client.exchange(name, stream()).await?).await };
+            refused(&format!("{what}, {name}"), answer.await.map(drop).map_err(mallard::error::Error::into_status));
+        }
+        let command = CommandStatementIngest {
+            table: "t".into(),
+            table_definition_options: Some(arrow_flight::sql::TableDefinitionOptions { if_not_exist: 1, if_exists: 2 }),
+            ..Default::default()
+        };
+        let rows = futures::stream::iter([Ok(batch.clone())]);
+        let data = FlightDataEncoderBuilder::new().with_flight_descriptor(Some(message(&command))).build(rows);
+        let data: Vec<FlightData> = data.try_collect().await.unwrap();
+        let ingested = async {
+            let answer = sql.inner_mut().do_put(futures::stream::iter(data)).await?;
+            answer.into_inner().try_for_each(async |_| Ok(())).await
+        };
+        refused(&format!("{what}, ingest"), ingested.await);
+        let mut prepared = sql.prepare("SELECT ? AS p".into(), None).await.unwrap();
+        prepared.set_parameters(batch.clone()).unwrap();
+        let error = match prepared.execute().await {
+            Err(error) => error.to_string(),
+            Ok(info) => {
+                let ticket = info.endpoint[0].ticket.clone().unwrap();
+                let answer = match sql.do_get(ticket).await {
+                    Err(error) => Err(error.to_string()),
+                    Ok(mut rows) => rows.try_next().await.map_err(|error| error.to_string()),
+                };
+                answer.expect_err(what)
+            }
+        };
+        assert!(error.contains("column \\\"p") || error.contains("column \"p"), "{what}, bound: {error}");
+    }
+    assert_eq!(row(&client, "SELECT count(*) FROM duckdb_tables()").await, ["0"]);
+}
+
+/// Small batches whose dictionaries together have more values than their keys can count.
+#[tokio::test(flavor = "multi_thread")]
+async fn small_batches_of_different_dictionaries_are_taken() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    act(&client, "add_exchange", json!({"name": "read", "sql": "SELECT count(DISTINCT d), count(n) FROM input"}))
+        .await
+        .unwrap();
+    let batches: Vec<RecordBatch> = (0..40)
+        .map(|batch| {
+            let words = StringArray::from_iter_values((0..100).map(|word| format!("{batch} {word}")));
+            let keys = Int8Array::from_iter_values(0..100);
+            let column: ArrayRef = Arc::new(DictionaryArray::<Int8Type>::new(keys, Arc::new(words)));
+            let field = Arc::new(Field::new("x", column.data_type().clone(), true));
+            let nested: ArrayRef = Arc::new(StructArray::from(vec![(field, column.clone())]));
+            RecordBatch::try_from_iter_with_nullable([("d", column, true), ("n", nested, true)]).unwrap()
+        })
+        .collect();
+    let stream = || RecordBatchStream::from_batches(batches[0].schema(), batches.clone());
+    client.put(&table("t"), stream()).await.unwrap();
+    let counted = "SELECT count(DISTINCT d), count(DISTINCT n.x), count(*) FILTER (d = n.x) FROM t";
+    assert_eq!(row(&client, counted).await, ["4000", "4000", "4000"]);
+    for chain in ["read", "echo", "checksum"] {
+        let answer = client.exchange(chain, stream()).await.unwrap_or_else(|error| panic!("{chain}: {error}"));
+        let answer = collect(answer).await.unwrap_or_else(|error| panic!("{chain}: {error}"));
+        assert!(answer.iter().map(RecordBatch::num_rows).sum::<usize>() > 0, "{chain}");
+    }
+}
+
+/// A union whose member is null is another value than a union that is null.
+#[tokio::test(flavor = "multi_thread")]
+async fn unions_with_a_null_member_move() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(
+        &client,
+        "CREATE TABLE a AS SELECT unnest([union_value(n := NULL::VARCHAR)::UNION(tag INTEGER, n VARCHAR), 'x', NULL, 5]) AS u",
+    )
+    .await;
+    let rows = client.query("FROM a").await.unwrap();
+    client.put(&table("b"), rows).await.unwrap();
+    for name in ["a", "b"] {
+        let seen = format!(
+            "SELECT string_agg(coalesce(union_tag(u)::VARCHAR, '-') || coalesce(u::VARCHAR, '?'), ' ') FROM {name}"
+        );
+        assert_eq!(row(&client, &seen).await, ["nNULL nx -? tag5"], "{name}");
+    }
+    let types = "SELECT count(DISTINCT data_type) FROM duckdb_columns() WHERE column_name = 'u'";
+    assert_eq!(row(&client, types).await, ["1"]);
+}
+
+/// DuckDB's microseconds times 1000 wrap around.
+#[tokio::test(flavor = "multi_thread")]
+async fn intervals_that_arrow_cannot_hold_are_refused() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    for sql in [
+        "SELECT to_microseconds(9223372036854776) AS i",
+        "SELECT [INTERVAL '3000000 hours'] AS i",
+        "SELECT {'a': INTERVAL '-3000000 hours'} AS i",
+    ] {
+        let answer = async { collect(client.query(sql).await?).await };
+        let error = answer.await.expect_err(sql);
+        assert_eq!(error.code(), Code::InvalidArgument, "{sql}: {error}");
+        assert!(error.to_string().contains("292 years"), "{sql}: {error}");
+    }
+    let kept = collect(client.query("SELECT to_microseconds(9223372036854775) AS i").await.unwrap()).await.unwrap();
+    let kept = kept[0].column(0).as_primitive::<arrow_array::types::IntervalMonthDayNanoType>().value(0);
+    assert_eq!(kept.nanoseconds, 9_223_372_036_854_775_000);
+}
