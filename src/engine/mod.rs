@@ -24,6 +24,7 @@ mod metadata;
 mod once;
 mod open;
 mod origins;
+mod outlet;
 mod parameters;
 mod plain;
 mod pool;
@@ -44,6 +45,7 @@ mod types;
 mod validate;
 mod verify;
 mod wal;
+mod width;
 
 use std::{
     path::PathBuf,

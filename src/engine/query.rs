@@ -15,7 +15,7 @@ use duckdb::{
     arrow::ArrowArray,
     connection::{Connection, SettingScope},
     error::DuckDBError,
-    query_result::ResultType,
+    query_result::{ResultType, StatementType},
     statement::Statement,
 };
 use futures::{Stream, StreamExt};
@@ -29,10 +29,12 @@ use super::{
     error::discreet,
     guard,
     line::{Line, Place, Settings},
+    outlet::{Outlet, outlet},
     pool::{Cancel, CancelOnDrop, lock},
     seen::{Seen, Waiting},
     statement,
     steps::Steps,
+    width,
 };
 use crate::{
     access::{Allowance, Rights, Role},
@@ -40,9 +42,6 @@ use crate::{
     error::{Error, Result},
     stream::{RecordBatchStream, batch_bytes},
 };
-
-/// Batches that wait between DuckDB and the network, beside DuckDB's own streaming buffer.
-const CHANNEL_BATCHES: usize = 2;
 
 /// How many statements have room for batches of full size; where more run, each gets a part of it.
 const FULL_SIZE: usize = 2;
@@ -163,7 +162,7 @@ impl Engine {
         let hurry = act::forces_checkpoint(sql).then(|| tokio::spawn(end_forced(cancel.clone())));
         let guard = Running { hurry, _guard: guard };
         let (tell, head) = oneshot::channel();
-        let (rows, batches) = mpsc::channel(CHANNEL_BATCHES);
+        let (rows, batches) = outlet();
         let ending = Arc::new(Mutex::new(None));
         let shared = self.shared.clone();
         let sql = sql.to_string();
@@ -230,7 +229,7 @@ struct Answer {
     /// Whether the statement may have changed something.
     began: bool,
     shape: Shape,
-    rows: mpsc::Sender<Waiting>,
+    rows: Outlet,
     cancel: Cancel,
     seen: Arc<Seen>,
     allowance: Allowance,
@@ -281,8 +280,7 @@ impl Answer {
 
     fn send(&mut self, shared: &Shared, batch: RecordBatch) -> Result<()> {
         self.seen.answered(batch.num_rows());
-        let batch = Waiting::new(batch, &shared.metrics);
-        self.cancel.wait(self.rows.send(batch))?.map_err(|_| Error::Cancelled)
+        self.rows.send(batch, &self.cancel, &shared.metrics)
     }
 }
 
@@ -405,6 +403,8 @@ fn execute(
     let alone = matches!(place, Place::Own(_)) && setup.settings == Settings::default();
     let types =
         if alone && setup.values.is_none() { None } else { Some(catalog::bound_types(shared, connection, statement)?) };
+    let batch_rows = batch_rows.min(fitting_rows(shared, connection, statement, place, sql, answer.room)?);
+    answer.room.batch_rows = batch_rows;
     let Some(values) = &setup.values else {
         let result = statement.arrow_query(connection, Parameters::None, Some(batch_rows)).map_err(cause)?;
         answer.began = true;
@@ -461,6 +461,28 @@ fn execute(
             None => answer.changed(shared, 0),
         },
     }
+}
+
+/// How many rows of this statement a batch may have.
+fn fitting_rows(
+    shared: &Shared,
+    connection: &Connection,
+    statement: &Statement<'_>,
+    place: &Place,
+    sql: &str,
+    room: Room,
+) -> Result<usize> {
+    if statement::kind(statement)? != StatementType::Select {
+        return Ok(width::rows_of_types(&[], None, room.batch_rows));
+    }
+    // What does not bind says so when it is started.
+    let (names, types) = catalog::bound_columns(shared, connection, statement).unwrap_or_default();
+    let rows = width::rows_of_types(&types, None, room.batch_rows);
+    if rows >= room.batch_rows || !matches!(place, Place::Own(_)) {
+        return Ok(rows);
+    }
+    let longest = width::longest(shared, connection, sql, &names);
+    Ok(width::rows_of_types(&types, longest.as_deref(), room.batch_rows))
 }
 
 /// A small answer waits until all of it is there, which saves whoever waits for it several wake-ups.

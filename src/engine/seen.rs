@@ -15,6 +15,7 @@ use arrow_array::RecordBatch;
 use duckdb::connection::Connection;
 use futures::Stream;
 use serde::{Serialize, Serializer};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
@@ -425,13 +426,15 @@ pub(super) struct Waiting {
     batch: Option<RecordBatch>,
     bytes: i64,
     metrics: Metrics,
+    /// Its part of what may wait.
+    _room: OwnedSemaphorePermit,
 }
 
 impl Waiting {
-    pub(super) fn new(batch: RecordBatch, metrics: &Metrics) -> Self {
+    pub(super) fn new(batch: RecordBatch, room: OwnedSemaphorePermit, metrics: &Metrics) -> Self {
         let bytes = i64::try_from(batch_bytes(&batch)).unwrap_or(i64::MAX);
         metrics.stream_buffer.add(bytes);
-        Self { batch: Some(batch), bytes, metrics: metrics.clone() }
+        Self { batch: Some(batch), bytes, metrics: metrics.clone(), _room: room }
     }
 
     pub(super) fn leave(mut self) -> RecordBatch {

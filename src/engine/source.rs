@@ -75,6 +75,9 @@ const MAX_SEGMENT_PATIENCE: Duration = Duration::from_millis(500);
 /// Rows of a segment, where more are there: what a plan may gather of them is bounded.
 const SEGMENT_ROWS: usize = 1 << 20;
 
+/// The same in bytes: rows that go around DuckDB are kept until their others have been computed.
+const SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
+
 enum Item {
     Batch(RecordBatch),
     /// The sender is done. A channel that closes without it was cut.
@@ -152,6 +155,8 @@ struct Queue {
     patience: Duration,
     /// Rows of this segment.
     rows: usize,
+    /// And bytes.
+    bytes: u64,
 }
 
 /// Why the input failed; DuckDB would wrap it in words of its own.
@@ -192,7 +197,7 @@ impl Source {
             metrics.ingests_waiting.dec();
             queue.rest = received.map_err(|error| self.failure.or(Error::Stream(error.message)))?;
         }
-        (queue.paused, queue.opened, queue.rows) = (false, false, 0);
+        (queue.paused, queue.opened, queue.rows, queue.bytes) = (false, false, 0, 0);
         queue.started = Some(Instant::now());
         Ok(queue.rest.is_some())
     }
@@ -347,6 +352,7 @@ impl Sources {
             started: None,
             patience: SEGMENT_PATIENCE,
             rows: 0,
+            bytes: 0,
         });
         let place = Mutex::default();
         let incoming = Incoming { checked, sharing, queue, failure: failure.clone(), stop: OnceLock::new(), place };
@@ -372,7 +378,7 @@ impl Incoming {
             Sharing::Segments => (1, Some(queue.patience)),
             Sharing::Parallel { .. } => (ROW_GROUP_ROWS, Some(PATIENCE)),
         };
-        if matches!(self.sharing, Sharing::Segments) && queue.rows >= SEGMENT_ROWS {
+        if matches!(self.sharing, Sharing::Segments) && (queue.rows >= SEGMENT_ROWS || queue.bytes >= SEGMENT_BYTES) {
             queue.paused = true;
         }
         let (mut batches, mut rows, mut bytes) = (VecDeque::new(), 0, 0);
@@ -399,6 +405,7 @@ impl Incoming {
         }
         queue.taken += 1;
         queue.rows += rows;
+        queue.bytes += bytes;
         Ok((queue.taken, batches))
     }
 

@@ -33,22 +33,20 @@ use super::{
     interruption::Manner,
     open::LOCK,
     origins::{Restored, is_plain, origins},
+    outlet::{Outlet, outlet},
     parameters::{self, Declared, Given},
     pool::{Cancel, CancelOnDrop, lock},
     sandbox::INPUT,
     seen::{Seen, Waiting},
     shape::{Reads, Shape},
     source::{Sharing, Source, Sources},
-    statement,
+    statement, width,
 };
 use crate::{
     access::Rights,
     error::{Error, Result},
     stream::RecordBatchStream,
 };
-
-/// Batches that wait between DuckDB and whoever reads.
-const CHANNEL_BATCHES: usize = 2;
 
 /// What is to be run.
 #[derive(Debug, Clone)]
@@ -157,7 +155,7 @@ impl Engine {
         let mut pump = tokio::task::JoinSet::new();
         pump.spawn(feed.pump(input));
         let (head, schema) = oneshot::channel();
-        let (rows, batches) = mpsc::channel(CHANNEL_BATCHES);
+        let (rows, batches) = outlet();
         let ending = Arc::new(Mutex::new(None));
         let (shared, sources, ended) = (self.shared.clone(), self.sources.clone(), ending.clone());
         self.pool.run(slot, move || {
@@ -232,7 +230,7 @@ impl Work<'_> {
         &self,
         transformation: &Transformation,
         head: &mut Head,
-        rows: &mpsc::Sender<Waiting>,
+        rows: &Outlet,
         connection: &mut Option<Connection>,
     ) -> Result<()> {
         let Self { shared, .. } = self;
@@ -332,7 +330,7 @@ impl Work<'_> {
             // Without their values DuckDB may not know.
             _ => None,
         };
-        let result = self.start(connection, statement, parameters)?;
+        let result = self.start(connection, statement, parameters, width::VECTOR_ROWS)?;
         let plain = !self.shared.config.database.lossless_types;
         let mut importer = Importer::new(result.schema().map_err(|error| self.shared.cause(&error))?, plain)?;
         types.iter().for_each(|types| importer.annotate(types));
@@ -345,14 +343,15 @@ impl Work<'_> {
         run: &mut Run<'_>,
         parameters: Parameters<'_>,
         reads: Reads,
-        rows: &mpsc::Sender<Waiting>,
+        rows: &Outlet,
     ) -> Result<()> {
+        let batch_rows = width::rows_of_schema(&run.importer.schema(), self.shared.config.database.batch_rows);
         if reads != Reads::EachRow {
-            let mut result = self.start(connection, &run.statement, parameters)?;
+            let mut result = self.start(connection, &run.statement, parameters, batch_rows)?;
             return self.send(&mut result, run, rows);
         }
         while self.source.wait(&self.shared.metrics)? {
-            let mut result = self.start(connection, &run.statement, parameters)?;
+            let mut result = self.start(connection, &run.statement, parameters, batch_rows)?;
             self.send(&mut result, run, rows)?;
         }
         Ok(())
@@ -363,8 +362,9 @@ impl Work<'_> {
         connection: &'c Connection,
         statement: &Statement<'c>,
         parameters: Parameters<'_>,
+        batch_rows: usize,
     ) -> Result<ArrowQueryResult<'c>> {
-        let result = statement.arrow_query(connection, parameters, Some(self.shared.config.database.batch_rows));
+        let result = statement.arrow_query(connection, parameters, Some(batch_rows));
         let result = result.map_err(|error| self.shared.cause(&error))?;
         self.cancel.check()?;
         Ok(result)
@@ -374,12 +374,11 @@ impl Work<'_> {
         &self,
         result: &mut ArrowQueryResult<'_>,
         Run { importer, carried, restored, .. }: &mut Run<'_>,
-        rows: &mpsc::Sender<Waiting>,
+        rows: &Outlet,
     ) -> Result<()> {
         let send = |batch: RecordBatch| {
             self.seen.answered(batch.num_rows());
-            let batch = Waiting::new(batch, &self.shared.metrics);
-            self.cancel.wait(rows.send(batch))?.map_err(|_| Error::Cancelled)
+            rows.send(batch, self.cancel, &self.shared.metrics)
         };
         while let Some(array) = result.next_array().map_err(|error| self.shared.cause(&error))? {
             let mut batch = importer.batch(array)?;
@@ -438,7 +437,7 @@ impl Work<'_> {
     ) -> bool {
         let Ok(source) = self.sources.of(rows, Sharing::Single) else { return false };
         let tried = self.show(connection, &source).and_then(|()| {
-            let mut result = self.start(connection, statement, parameters)?;
+            let mut result = self.start(connection, statement, parameters, width::VECTOR_ROWS)?;
             while result.next_array().map_err(|error| self.shared.cause(&error))?.is_some() {}
             Ok(())
         });

@@ -61,4 +61,5 @@ mod traces;
 mod transfer;
 #[cfg(feature = "wasm")]
 mod wasm;
+mod wide;
 mod wire;
