@@ -174,11 +174,11 @@ impl Spooled {
                 }
                 return Poll::Ready(Ok(Some(bytes)));
             }
-            if self.read == self.written {
-                if let Err(error) = ready!(self.poll_written(cx)) {
-                    (self.fresh, self.fresh_bytes) = (VecDeque::new(), 0);
-                    return Poll::Ready(Err(error));
-                }
+            if self.read == self.written
+                && let Err(error) = ready!(self.poll_written(cx))
+            {
+                (self.fresh, self.fresh_bytes) = (VecDeque::new(), 0);
+                return Poll::Ready(Err(error));
             }
             if self.read < self.written {
                 let length = usize::try_from(self.written - self.read).map_or(CHUNK, |left| left.min(CHUNK));
