@@ -344,7 +344,7 @@ fn shown(
 }
 
 /// Names and DuckDB's types.
-fn columns_of(shared: &Shared, schema: &duckdb::schema::Schema) -> Result<Vec<(String, String)>> {
+pub(super) fn columns_of(shared: &Shared, schema: &duckdb::schema::Schema) -> Result<Vec<(String, String)>> {
     let mut columns = Vec::new();
     for (index, duckdb_type) in types_of(shared, schema)?.into_iter().enumerate() {
         let name = schema.name(index).map_err(|error| shared.cause(&error))?;

@@ -22,7 +22,7 @@ use duckdb::{
 use super::{
     super::{
         Shared,
-        catalog::{literal, quote, types_of},
+        catalog::{columns_of, literal, quote, types_of},
         open::{DESCRIPTORS, LOCK, options},
         pool::lock,
         statement,
@@ -245,8 +245,8 @@ impl Sight<'_> {
         let mut made = Made::default();
         let mut text = fold(self.sql);
         let mut macros: BTreeMap<(String, String), Vec<[String; 4]>> = BTreeMap::new();
-        // A macro may call another one.
-        loop {
+        // A macro may call another one. Listing them takes long, because DuckDB lists its own functions with them.
+        while self.calls_macro() {
             let found = self.rows(
                 &format!(
                     "SELECT schema_name, function_name, function_type, \
@@ -339,7 +339,84 @@ impl Sight<'_> {
         Ok(made)
     }
 
+    /// Whether the text may call what is no function of DuckDB's own.
+    fn calls_macro(&self) -> bool {
+        const NO_CALLS: [&str; 32] = [
+            "all",
+            "and",
+            "any",
+            "as",
+            "by",
+            "cast",
+            "check",
+            "coalesce",
+            "else",
+            "except",
+            "exists",
+            "filter",
+            "from",
+            "in",
+            "into",
+            "join",
+            "key",
+            "lateral",
+            "materialized",
+            "not",
+            "on",
+            "or",
+            "over",
+            "select",
+            "set",
+            "then",
+            "union",
+            "unique",
+            "using",
+            "values",
+            "when",
+            "where",
+        ];
+        self.tokens.windows(2).any(|two| {
+            let name = two[0].name();
+            two[0].is_name()
+                && two[1].text.starts_with('(')
+                && !NO_CALLS.contains(&name.as_str())
+                && !self.shared.built_ins().has(&name)
+        })
+    }
+
+    /// What is only read needs no more than columns, and those are told quickest by a query.
+    fn read_relations(&self, database: &str, text: &str) -> Result<BTreeMap<Place, Relation>> {
+        let mut relations = BTreeMap::new();
+        let found = self.rows(
+            &format!(
+                "SELECT database_name, schema_name, table_name, 'table' FROM duckdb_tables() \
+                 WHERE NOT internal AND database_name IN ({database}, 'temp') AND MENTIONED(table_name) \
+                 UNION ALL SELECT database_name, schema_name, view_name, 'view' FROM duckdb_views() \
+                 WHERE NOT internal AND database_name IN ({database}, 'temp') AND MENTIONED(view_name)"
+            ),
+            text,
+        )?;
+        for row in found {
+            let [database, schema, name, kind] = <[String; 4]>::try_from(row).map_err(|_| odd())?;
+            let temporary = database == "temp";
+            if !temporary && !self.rights.may_read(&schema, &name) {
+                continue;
+            }
+            let sql = format!("SELECT * FROM {}.{}.{}", quote(&database), quote(&schema), quote(&name));
+            // A view over something that is gone is not there.
+            let Ok(bound) = self.shared.bind(self.connection, &sql) else { continue };
+            let columns =
+                columns_of(self.shared, &bound)?.into_iter().map(|(name, duckdb_type)| (name, duckdb_type, false));
+            let relation = Relation { is_view: kind == "view", columns: columns.collect(), keys: BTreeSet::new() };
+            relations.insert((temporary, schema, name), relation);
+        }
+        Ok(relations)
+    }
+
     fn relations(&self, database: &str, text: &str) -> Result<BTreeMap<Place, Relation>> {
+        if !self.writes() {
+            return self.read_relations(database, text);
+        }
         let mut relations: BTreeMap<Place, Relation> = BTreeMap::new();
         let views = self.rows(
             &format!(
