@@ -112,7 +112,10 @@ fn whole_table(sql: &str) -> Option<TableName> {
             _ => {}
         }
     }
-    TableName::parse(rest).ok()
+    // What stands between quotation marks is a part of a name; elsewhere a name has neither blanks nor signs.
+    let outside = rest.split('"').step_by(2);
+    let named = outside.flat_map(str::chars).all(|c| c.is_alphanumeric() || matches!(c, '_' | '.'));
+    if named { TableName::parse(rest).ok() } else { None }
 }
 
 #[cfg(test)]

@@ -904,7 +904,8 @@ def full_volume():
     unlimited = ["MALLARD__DATABASE__PATH=:memory:", "MALLARD__DATABASE__EXTERNAL_ACCESS=true"]
     holder = start_alone("holder", places, unlimited)
     published = ["--publish=127.0.0.1::8815", "--publish=127.0.0.1::9815"]
-    server = start_alone("full", places + published)
+    # In the image the admin port is on loopback.
+    server = start_alone("full", places + published, ["MALLARD__ADMIN__LISTEN=0.0.0.0:9815"])
     acknowledged, count = {}, 0
 
     def port(inner):
