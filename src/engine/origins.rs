@@ -12,7 +12,7 @@ use arrow_array::{
 };
 use arrow_buffer::IntervalDayTime;
 use arrow_cast::{CastOptions, can_cast_types, cast_with_options};
-use arrow_schema::{ArrowError, DataType, Field, IntervalUnit, Schema, SchemaRef};
+use arrow_schema::{ArrowError, DataType, Field, FieldRef, IntervalUnit, Schema, SchemaRef};
 use serde_json::Value;
 
 use super::sandbox::INPUT;
@@ -239,6 +239,23 @@ fn can_restore(from: &Field, to: &Field) -> bool {
         && restore(&new_empty_array(from.data_type()), to.data_type()).is_ok()
 }
 
+/// The type of the values themselves, in place of dictionaries and runs of them.
+fn decoded(data_type: &DataType) -> DataType {
+    let of = |field: &FieldRef| Arc::new(field.as_ref().clone().with_data_type(decoded(field.data_type())));
+    match data_type {
+        DataType::Dictionary(_, values) => decoded(values),
+        DataType::RunEndEncoded(_, values) => decoded(values.data_type()),
+        DataType::List(item) => DataType::List(of(item)),
+        DataType::LargeList(item) => DataType::LargeList(of(item)),
+        DataType::ListView(item) => DataType::ListView(of(item)),
+        DataType::LargeListView(item) => DataType::LargeListView(of(item)),
+        DataType::FixedSizeList(item, size) => DataType::FixedSizeList(of(item), *size),
+        DataType::Map(entries, sorted) => DataType::Map(of(entries), *sorted),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(of).collect()),
+        other => other.clone(),
+    }
+}
+
 fn restore(column: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
     let months_days_nanos = column.as_primitive_opt::<IntervalMonthDayNanoType>();
     match (to, months_days_nanos) {
@@ -256,7 +273,9 @@ fn restore(column: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
         }
         _ if can_cast_types(column.data_type(), to) => {
             let options = CastOptions { safe: false, ..CastOptions::default() };
-            let cast = cast_with_options(column, to, &options)?;
+            // Two steps: arrow-rs does not convert between units of time while it makes a dictionary.
+            let values = cast_with_options(column, &decoded(to), &options)?;
+            let cast = cast_with_options(&values, to, &options)?;
             match cast.data_type() == to {
                 true => Ok(cast),
                 false => Err(ArrowError::CastError(format!("{} does not become {to}", column.data_type()))),
