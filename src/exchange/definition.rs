@@ -23,9 +23,18 @@ pub struct Registration {
     pub replace: bool,
 }
 
+/// What is wrong with the body of a registration.
+#[derive(Debug)]
+pub enum BodyError {
+    /// It is not what the action takes.
+    Malformed(String),
+    /// It is, and names something that cannot be.
+    Wrong(Error),
+}
+
 impl Registration {
     /// Reads the body. Defaults of parameters keep all of their digits.
-    pub fn read(body: &[u8]) -> Result<Self> {
+    pub fn read(body: &[u8]) -> Result<Self, BodyError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Body {
@@ -40,8 +49,7 @@ impl Registration {
             replace: bool,
         }
 
-        let malformed =
-            |error: &dyn std::fmt::Display| Error::invalid(format!("the body of add_exchange is malformed: {error}"));
+        let malformed = |error: &dyn std::fmt::Display| BodyError::Malformed(error.to_string());
         let read: Body = serde_json::from_slice(body).map_err(|error| malformed(&error))?;
         let Body { name, sql, wasm, description, params, replace } = read;
         let params = match params {
@@ -50,7 +58,7 @@ impl Registration {
                 let text = std::str::from_utf8(body).map_err(|error| malformed(&error))?;
                 let members = Json::parse(text).map_err(|error| malformed(&error))?.members().unwrap_or_default();
                 let params = members.into_iter().find(|(key, _)| key == "params");
-                params.map(|(_, params)| Parameters::read(&params)).transpose()?
+                params.map(|(_, params)| Parameters::read(&params)).transpose().map_err(BodyError::Wrong)?
             }
         };
         Ok(Self { name, sql, wasm, description, params, replace })

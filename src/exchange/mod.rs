@@ -23,7 +23,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 pub use chain::{Chain, is_name};
-pub use definition::{Definition, Registration};
+pub use definition::{BodyError, Definition, Registration};
 pub use parameters::Parameters;
 pub use registry::Registry;
 pub use version::Listed;

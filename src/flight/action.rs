@@ -27,7 +27,7 @@ use crate::{
     client::Trust,
     engine::{Kill, RunningStatement},
     error::{Error, Result},
-    exchange::Registration,
+    exchange::{BodyError, Registration},
     session::Listed,
     transfer::{self, Transfer},
 };
@@ -230,7 +230,10 @@ impl Flight {
         }
         match name {
             "add_exchange" => {
-                let registration = Registration::read(body)?;
+                let registration = Registration::read(body).map_err(|error| match error {
+                    BodyError::Malformed(why) => malformed(name, body, &why),
+                    BodyError::Wrong(error) => error,
+                })?;
                 let name = registration.name.clone();
                 let version = self.exchangers.register(&identity.rights, registration).await?;
                 Ok(each([json!({"name": name, "version": version})]))
