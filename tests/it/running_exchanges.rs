@@ -33,7 +33,9 @@ async fn first_error(answer: RecordBatchStream) -> Error {
 #[tokio::test(flavor = "multi_thread")]
 async fn exchange_is_listed_and_ended_by_its_user_and_by_admins_alone() {
     let users = [("ann", "writer"), ("bob", "reader")];
-    let server = TestServer::with(with_users(with_login(test_config()), &users)).await;
+    let mut config = with_users(with_login(test_config()), &users);
+    config.admin.show_statements = true;
+    let server = TestServer::with(config).await;
     let (root, ann, bob) =
         (server.client_of("alice").await, server.client_of("ann").await, server.client_of("bob").await);
     let sql = json!({"name": "same", "sql": "SELECT * FROM input WHERE id >= $least", "params": {"least": 0}});
