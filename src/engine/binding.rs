@@ -222,7 +222,8 @@ impl Values {
         let values = texts.into_iter().zip(&types).map(|(text, duckdb_type)| match duckdb_type.as_str() {
             // Like a parameter, a literal may still become anything.
             "VARCHAR" => text,
-            _ => format!("CAST({text} AS {duckdb_type})"),
+            // With a blank behind each comma, as DuckDB writes the names of columns: DECIMAL(4, 2).
+            _ => format!("CAST({text} AS {})", duckdb_type.replace(", ", ",").replace(',', ", ")),
         });
         let values: Vec<String> = values.collect();
         let names: Vec<String> = match self.order(shared, statement)? {
