@@ -5,11 +5,10 @@
 use std::sync::Arc;
 
 use arrow_array::{
-    Array, IntervalMonthDayNanoArray, RecordBatch, RecordBatchOptions, StructArray,
+    Array, RecordBatch, RecordBatchOptions, StructArray,
     ffi::{FFI_ArrowArray, FFI_ArrowSchema, from_ffi_and_data_type, to_ffi},
 };
-use arrow_data::ArrayData;
-use arrow_schema::{DataType, Fields, IntervalUnit, Schema, SchemaRef};
+use arrow_schema::{DataType, Fields, Schema, SchemaRef};
 
 use super::{
     plain::{self, Form},
@@ -27,8 +26,6 @@ pub(super) struct Importer {
     /// Of each column.
     plain: Vec<bool>,
     changes: bool,
-    /// Whether some column holds intervals.
-    intervals: bool,
 }
 
 impl Importer {
@@ -40,9 +37,8 @@ impl Importer {
         let changes = raw.fields().iter().any(|field| plain::changes(field, Form::of(plain)));
         let fields: Fields = raw.fields().iter().map(|field| plain::field(field, Form::of(plain))).collect();
         let schema = Arc::new(Schema::new(fields));
-        let intervals = raw.fields().iter().any(|field| holds_intervals(field.data_type()));
         let plain = vec![plain; raw.fields().len()];
-        Ok(Self { raw: DataType::Struct(raw.fields().clone()), schema, plain, changes, intervals })
+        Ok(Self { raw: DataType::Struct(raw.fields().clone()), schema, plain, changes })
     }
 
     /// The columns without loss, whatever the form of the others.
@@ -64,6 +60,19 @@ impl Importer {
 
     pub(super) fn schema(&self) -> SchemaRef {
         self.schema.clone()
+    }
+
+    /// With other names of its columns.
+    pub(super) fn named(mut self, names: impl Iterator<Item = String>) -> Self {
+        let fields = self.schema.fields().iter().zip(names);
+        let fields = fields.map(|(field, name)| field.as_ref().clone().with_name(name)).collect::<Vec<_>>();
+        self.schema = Arc::new(Schema::new(fields));
+        self
+    }
+
+    /// Whether the columns hold intervals, which DuckDB exports without a look at their size.
+    pub(super) fn holds_intervals(&self) -> bool {
+        holds_intervals(&self.raw)
     }
 
     /// Whether arrays that the other one is for are this one's, too.
@@ -98,9 +107,6 @@ impl Importer {
         let raw = unsafe { std::mem::transmute::<duckdb::ffi::ArrowArray, FFI_ArrowArray>(array.into_raw()) };
         // SAFETY: DuckDB made the array for the schema of this result, which `self.raw` is.
         let data = unsafe { from_ffi_and_data_type(raw, self.raw.clone()) }.map_err(Error::internal)?;
-        if self.intervals {
-            check_intervals(&data)?;
-        }
         let rows = StructArray::from(data);
         let length = rows.len();
         let (_, mut columns, _) = rows.into_parts();
@@ -138,20 +144,6 @@ pub(super) fn export_schema(schema: &Schema) -> Result<duckdb::arrow::ArrowSchem
 fn holds_intervals(data_type: &DataType) -> bool {
     matches!(data_type, DataType::Interval(_))
         || plain::children(data_type).iter().any(|child| holds_intervals(child.data_type()))
-}
-
-/// DuckDB multiplies microseconds by 1000 without a look at the overflow. What wraps around 2^64 is no multiple of 1000 any more,
-/// but for one value in 125.
-fn check_intervals(data: &ArrayData) -> Result<()> {
-    if let DataType::Interval(IntervalUnit::MonthDayNano) = data.data_type() {
-        let intervals = IntervalMonthDayNanoArray::from(data.clone());
-        if intervals.iter().flatten().any(|interval| interval.nanoseconds % 1000 != 0) {
-            return Err(Error::Sql(
-                "an interval of more than 292 years of microseconds has no form in Arrow: cast it to VARCHAR".into(),
-            ));
-        }
-    }
-    data.child_data().iter().try_for_each(check_intervals)
 }
 
 /// ENUM leaves as a dictionary, and TUPLE as a struct of made-up names; neither comes back by itself.

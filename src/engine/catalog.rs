@@ -374,18 +374,6 @@ pub(super) fn column_types(shared: &Shared, statement: &Statement<'_>) -> Result
     types_of(shared, &bound.schema)
 }
 
-/// The names of a statement's columns, and DuckDB's types of them.
-pub(super) fn bound_columns(
-    shared: &Shared,
-    connection: &Connection,
-    statement: &Statement<'_>,
-) -> Result<(Vec<String>, Vec<String>)> {
-    let bound = statement.bind(connection).map_err(|error| shared.cause(&error))?;
-    let names = bound.schema.get_all().map_err(|error| shared.cause(&error))?;
-    let names = names.into_iter().map(|(name, _)| name.to_string()).collect();
-    Ok((names, types_of(shared, &bound.schema)?))
-}
-
 pub(super) fn types_of(shared: &Shared, schema: &duckdb::schema::Schema) -> Result<Vec<String>> {
     let fields = schema.get_all().map_err(|error| shared.cause(&error))?;
     fields.into_iter().map(|(_, field)| field.to_text().map_err(|error| shared.cause(&error))).collect()

@@ -129,7 +129,7 @@ fn fits(from: &LogicalType, to: &LogicalType) -> duckdb::Result<bool> {
     })
 }
 
-fn child(parent: &LogicalType, index: usize) -> duckdb::Result<(String, LogicalType)> {
+pub(super) fn child(parent: &LogicalType, index: usize) -> duckdb::Result<(String, LogicalType)> {
     let (name, value) = parent.get_param(index)?;
     let child =
         value.get::<LogicalType>()?.ok_or_else(|| duckdb::Error::api_error("a nested type has no child type"))?;

@@ -31,6 +31,7 @@ mod pool;
 mod query;
 mod reopen;
 mod restore;
+mod rows;
 mod sandbox;
 mod script;
 mod seen;

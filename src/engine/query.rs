@@ -16,14 +16,13 @@ use duckdb::{
     connection::{Connection, SettingScope},
     error::DuckDBError,
     query_result::{ResultType, StatementType},
-    statement::Statement,
+    statement::{SchemaBind, Statement},
 };
 use futures::{Stream, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Engine, Shared, act,
-    arrow::Importer,
     binding::{Bound, Values},
     catalog,
     error::discreet,
@@ -31,6 +30,7 @@ use super::{
     line::{Line, Place, Settings},
     outlet::{Outlet, outlet},
     pool::{Cancel, CancelOnDrop, lock},
+    rows::{self, Rows},
     seen::{Seen, Waiting},
     statement,
     steps::Steps,
@@ -403,10 +403,16 @@ fn execute(
     let alone = matches!(place, Place::Own(_)) && setup.settings == Settings::default();
     let types =
         if alone && setup.values.is_none() { None } else { Some(catalog::bound_types(shared, connection, statement)?) };
-    let batch_rows = batch_rows.min(fitting_rows(shared, connection, statement, place, sql, answer.room)?);
+    let answers = answer.held.is_some() || statement::may_answer_rows(statement)?;
+    let bound = answers.then(|| statement.bind(connection));
+    let known = bound.as_ref().and_then(|bound| bound.as_ref().ok());
+    let batch_rows = batch_rows.min(fitting_rows(shared, connection, statement, known, place, sql, answer.room)?);
     answer.room.batch_rows = batch_rows;
+    let looked_at = bound.as_ref().is_some_and(rows::may_hold_intervals);
+    let other = looked_at.then(|| shared.connect()).transpose()?;
+    drop(bound);
     let Some(values) = &setup.values else {
-        let result = statement.arrow_query(connection, Parameters::None, Some(batch_rows)).map_err(cause)?;
+        let result = Rows::start(statement, connection, Parameters::None, batch_rows, other.as_ref()).map_err(cause)?;
         answer.began = true;
         let mut result = Steps::of(result, cancel, shared);
         return stream(shared, statement, &mut result, types.as_deref(), plain, answer);
@@ -426,15 +432,16 @@ fn execute(
     let (mut changed, mut importer) = (None, None);
     values.each(shared, &others, statement, |parameters| {
         cancel.check()?;
-        let result = prepared.execute_arrow(parameters, Some(batch_rows)).map_err(cause)?;
+        let mut result = Rows::execute(&prepared, parameters, batch_rows, other.as_ref()).map_err(cause)?;
         answer.began = true;
+        result.follow(answer.answered.0);
         let mut result = Steps::of(result, cancel, shared);
         cancel.check()?;
         if result.result_type()? != ResultType::QueryResult {
             *changed.get_or_insert(0) += result.drain()?;
             return Ok(());
         }
-        let schema = Importer::new(result.result().schema().map_err(cause)?, plain)?;
+        let schema = result.result().importer(shared, plain)?;
         let importer = match &mut importer {
             None => {
                 let mut schema = schema;
@@ -468,6 +475,7 @@ fn fitting_rows(
     shared: &Shared,
     connection: &Connection,
     statement: &Statement<'_>,
+    bound: Option<&SchemaBind>,
     place: &Place,
     sql: &str,
     room: Room,
@@ -476,7 +484,8 @@ fn fitting_rows(
         return Ok(width::rows_of_types(&[], None, room.batch_rows));
     }
     // What does not bind says so when it is started.
-    let (names, types) = catalog::bound_columns(shared, connection, statement).unwrap_or_default();
+    let (names, types): (Vec<String>, Vec<String>) =
+        bound.and_then(|bound| catalog::columns_of(shared, &bound.schema).ok()).unwrap_or_default().into_iter().unzip();
     let rows = width::rows_of_types(&types, None, room.batch_rows);
     if rows >= room.batch_rows || !matches!(place, Place::Own(_)) {
         return Ok(rows);
@@ -508,7 +517,7 @@ fn stream(
         let changed = result.drain()?;
         return answer.changed(shared, changed);
     }
-    let mut importer = Importer::new(result.result().schema().map_err(cause)?, plain)?;
+    let mut importer = result.result().importer(shared, plain)?;
     if importer.loses_types() {
         match types {
             Some(types) => importer.annotate(types),

@@ -51,6 +51,21 @@ pub(super) fn kind(statement: &Statement<'_>) -> Result<StatementType> {
 }
 
 /// Whether the statement answers rows of its own, told without running it.
+/// Whether a statement that changes nothing may answer rows.
+pub(super) fn may_answer_rows(statement: &Statement<'_>) -> Result<bool> {
+    Ok(matches!(
+        kind(statement)?,
+        StatementType::Select
+            | StatementType::Explain
+            | StatementType::Pragma
+            | StatementType::Call
+            | StatementType::Relation
+            | StatementType::Multi
+            | StatementType::Analyze
+            | StatementType::Execute
+    ))
+}
+
 pub(super) fn answers_rows(connection: &Connection, statement: &Statement<'_>) -> Result<bool> {
     let rows = match kind(statement)? {
         StatementType::Insert | StatementType::Update | StatementType::Delete | StatementType::MergeInto => {

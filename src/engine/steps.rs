@@ -5,26 +5,26 @@
 
 use duckdb::{
     arrow::ArrowArray,
-    query_result::{ArrowQueryResult, ArrowResultStep, ResultType},
+    query_result::{ArrowResultStep, ResultType},
 };
 
-use super::{Shared, pool::Cancel};
+use super::{Shared, pool::Cancel, rows::Rows};
 use crate::error::{Error, Result};
 
 /// A result that is closed when this is dropped.
 pub(super) struct Steps<'r> {
-    result: ArrowQueryResult<'r>,
+    result: Rows<'r>,
     cancel: &'r Cancel,
     shared: &'r Shared,
     over: bool,
 }
 
 impl<'r> Steps<'r> {
-    pub(super) fn of(result: ArrowQueryResult<'r>, cancel: &'r Cancel, shared: &'r Shared) -> Self {
+    pub(super) fn of(result: Rows<'r>, cancel: &'r Cancel, shared: &'r Shared) -> Self {
         Self { result, cancel, shared, over: false }
     }
 
-    pub(super) fn result(&self) -> &ArrowQueryResult<'r> {
+    pub(super) fn result(&self) -> &Rows<'r> {
         &self.result
     }
 
@@ -36,7 +36,7 @@ impl<'r> Steps<'r> {
         let cause = |error: duckdb::Error| self.shared.cause(&error);
         loop {
             self.cancel.check()?;
-            let step = self.result.step().map_err(cause).inspect_err(|_| self.over = true)?;
+            let step = self.result.step(self.shared).inspect_err(|_| self.over = true)?;
             match step {
                 // At most some milliseconds: DuckDB looks up now and then.
                 ArrowResultStep::Waiting => self.result.wait().map_err(cause)?,

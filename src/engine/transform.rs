@@ -14,11 +14,7 @@ use std::{
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use duckdb::{
-    Parameters, QueryParameter,
-    connection::Connection,
-    query_result::{ArrowQueryResult, StatementType},
-    statement::Statement,
-    value::Value,
+    Parameters, QueryParameter, connection::Connection, query_result::StatementType, statement::Statement, value::Value,
 };
 use futures::Stream;
 use tokio::sync::{mpsc, oneshot};
@@ -36,6 +32,7 @@ use super::{
     outlet::{Outlet, outlet},
     parameters::{self, Declared, Given},
     pool::{Cancel, CancelOnDrop, lock},
+    rows::Rows,
     sandbox::INPUT,
     seen::{Seen, Waiting},
     shape::{Reads, Shape},
@@ -211,6 +208,9 @@ struct Run<'c> {
     carried: Option<Carried>,
     /// Where columns of its answer get another type.
     restored: Option<Restored>,
+    /// What makes arrays of intervals, where its answer has some.
+    other: Option<Connection>,
+    answered: u64,
 }
 
 impl Run<'_> {
@@ -262,7 +262,8 @@ impl Work<'_> {
             .collect();
         let parameters = if named.is_empty() { Parameters::None } else { Parameters::named(&named) };
         let importer = self.columns(connection, &statement, parameters)?;
-        let mut run = Run { statement, importer, carried: None, restored: None };
+        let other = self.other(&importer)?;
+        let mut run = Run { statement, importer, carried: None, restored: None, other, answered: 0 };
         let Shape { carry, tree, .. } = &transformation.shape;
         // Without it the statement as a whole does the same.
         match carry.as_ref().and_then(|carry| self.lean(connection, carry, parameters, &run.importer)) {
@@ -300,7 +301,8 @@ impl Work<'_> {
         let importer = self.columns(connection, &statement, parameters).ok()?;
         let carried = carry.resolve(&self.source.schema(), &whole.schema(), &importer.schema())?;
         self.source.keep();
-        Some(Run { statement, importer, carried: Some(carried), restored: None })
+        let other = self.other(&importer).ok()?;
+        Some(Run { statement, importer, carried: Some(carried), restored: None, other, answered: 0 })
     }
 
     /// Columns that only pass through DuckDB get the types back that they came with.
@@ -319,6 +321,10 @@ impl Work<'_> {
         self.shared.execute(connection, &view).map(drop)
     }
 
+    fn other(&self, importer: &Importer) -> Result<Option<Connection>> {
+        importer.holds_intervals().then(|| self.shared.connect()).transpose()
+    }
+
     fn columns(
         &self,
         connection: &Connection,
@@ -330,9 +336,9 @@ impl Work<'_> {
             // Without their values DuckDB may not know.
             _ => None,
         };
-        let result = self.start(connection, statement, parameters, width::VECTOR_ROWS)?;
+        let result = self.start(connection, statement, parameters, width::VECTOR_ROWS, None)?;
         let plain = !self.shared.config.database.lossless_types;
-        let mut importer = Importer::new(result.schema().map_err(|error| self.shared.cause(&error))?, plain)?;
+        let mut importer = result.importer(self.shared, plain)?;
         types.iter().for_each(|types| importer.annotate(types));
         Ok(importer)
     }
@@ -345,13 +351,14 @@ impl Work<'_> {
         reads: Reads,
         rows: &Outlet,
     ) -> Result<()> {
+        let other = run.other.take();
         let batch_rows = width::rows_of_schema(&run.importer.schema(), self.shared.config.database.batch_rows);
         if reads != Reads::EachRow {
-            let mut result = self.start(connection, &run.statement, parameters, batch_rows)?;
+            let mut result = self.start(connection, &run.statement, parameters, batch_rows, other.as_ref())?;
             return self.send(&mut result, run, rows);
         }
         while self.source.wait(&self.shared.metrics)? {
-            let mut result = self.start(connection, &run.statement, parameters, batch_rows)?;
+            let mut result = self.start(connection, &run.statement, parameters, batch_rows, other.as_ref())?;
             self.send(&mut result, run, rows)?;
         }
         Ok(())
@@ -363,8 +370,9 @@ impl Work<'_> {
         statement: &Statement<'c>,
         parameters: Parameters<'_>,
         batch_rows: usize,
-    ) -> Result<ArrowQueryResult<'c>> {
-        let result = statement.arrow_query(connection, parameters, Some(batch_rows));
+        other: Option<&'c Connection>,
+    ) -> Result<Rows<'c>> {
+        let result = Rows::start(statement, connection, parameters, batch_rows, other);
         let result = result.map_err(|error| self.shared.cause(&error))?;
         self.cancel.check()?;
         Ok(result)
@@ -372,16 +380,18 @@ impl Work<'_> {
 
     fn send(
         &self,
-        result: &mut ArrowQueryResult<'_>,
-        Run { importer, carried, restored, .. }: &mut Run<'_>,
+        result: &mut Rows<'_>,
+        Run { importer, carried, restored, answered, .. }: &mut Run<'_>,
         rows: &Outlet,
     ) -> Result<()> {
         let send = |batch: RecordBatch| {
             self.seen.answered(batch.num_rows());
             rows.send(batch, self.cancel, &self.shared.metrics)
         };
-        while let Some(array) = result.next_array().map_err(|error| self.shared.cause(&error))? {
+        result.follow(*answered);
+        while let Some(array) = result.next(self.shared)? {
             let mut batch = importer.batch(array)?;
+            *answered += batch.num_rows() as u64;
             match carried {
                 None => match restored {
                     Some(restored) => restored.batches(&batch)?.into_iter().try_for_each(send)?,
@@ -437,8 +447,8 @@ impl Work<'_> {
     ) -> bool {
         let Ok(source) = self.sources.of(rows, Sharing::Single) else { return false };
         let tried = self.show(connection, &source).and_then(|()| {
-            let mut result = self.start(connection, statement, parameters, width::VECTOR_ROWS)?;
-            while result.next_array().map_err(|error| self.shared.cause(&error))?.is_some() {}
+            let mut result = self.start(connection, statement, parameters, width::VECTOR_ROWS, None)?;
+            while result.next(self.shared)?.is_some() {}
             Ok(())
         });
         tried.is_ok()

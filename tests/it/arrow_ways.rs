@@ -166,3 +166,95 @@ async fn intervals_that_arrow_cannot_hold_are_refused() {
     let kept = kept[0].column(0).as_primitive::<arrow_array::types::IntervalMonthDayNanoType>().value(0);
     assert_eq!(kept.nanoseconds, 9_223_372_036_854_775_000);
 }
+
+/// Intervals whose microseconds fit the nanoseconds of Arrow leave as they are, and all others are refused with column and row,
+/// on every path out and wherever they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn intervals_leave_as_they_are_or_are_refused() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    act(&client, "add_exchange", json!({"name": "pass", "sql": "SELECT to_microseconds(us) AS i FROM input"}))
+        .await
+        .unwrap();
+    act(&client, "add_exchange", json!({"name": "whole", "sql": "SELECT max(to_microseconds(us)) AS i FROM input"}))
+        .await
+        .unwrap();
+    const LAST: i64 = i64::MAX / 1000;
+    // 125 times 2^64 is a multiple of 1000: what wraps around so often looks like a whole number of microseconds.
+    let around =
+        |turns: i128| i64::try_from((turns << 64) / 1000).unwrap_or(if turns < 0 { i64::MIN } else { i64::MAX });
+    let fine = [0, 1, -1, 999, LAST, -LAST, LAST - 1, 86_400_000_000];
+    let mut beyond = vec![i64::MIN, i64::MIN + 1, i64::MAX, i64::MAX - 1, LAST + 1, -LAST - 1];
+    for turns in [1, 2, 124, 125, 126, 250, 375, 499, 500] {
+        for near in [-1_000, -1, 0, 1, 5, 9_000_000_000_000_000] {
+            beyond.extend([around(turns), around(-turns)].iter().filter_map(|us| us.checked_add(near)));
+        }
+    }
+    beyond.retain(|us| us.checked_mul(1000).is_none());
+    let at = |us: i64| format!("to_microseconds(({us})::BIGINT)");
+    let wraps: [(&str, fn(&str) -> String); 8] = [
+        ("\"i\"", |i| i.to_string()),
+        ("\"i[]\"", |i| format!("[NULL, {i}]")),
+        ("\"i[]\"", |i| format!("array_value(INTERVAL 1 DAY, {i})")),
+        ("\"i.a\"", |i| format!("{{'a': {i}}}")),
+        ("\"i.value\"", |i| format!("MAP {{'k': {i}}}")),
+        ("\"i.b\"", |i| format!("union_value(b := {i})::UNION(a INTEGER, b INTERVAL)")),
+        ("\"i[].a[]\"", |i| format!("[{{'a': [{i}]}}]")),
+        ("\"i.key\"", |i| format!("MAP {{{i}: 1}}")),
+    ];
+    for (number, us) in beyond.iter().enumerate() {
+        for (place, (path, wrap)) in wraps.iter().enumerate() {
+            if (number + place) % 8 != 0 {
+                continue;
+            }
+            let (good, bad) = (wrap(&at(LAST)), wrap(&at(*us)));
+            let sql = format!("SELECT i FROM (VALUES (1, {good}), (2, NULL), (3, {bad})) AS t(n, i) ORDER BY n");
+            let error = async { collect(client.query(&sql).await?).await }.await.expect_err(&sql);
+            assert_eq!(error.code(), Code::InvalidArgument, "{sql}: {error}");
+            let said = format!("column {path}, row 3: an interval of {us} microseconds");
+            assert!(error.to_string().contains(&said), "{sql}: {error}");
+        }
+    }
+    let nanos = |batches: &[RecordBatch]| -> Vec<i64> {
+        let of = |batch: &RecordBatch| {
+            let column = batch.column(0).as_primitive::<arrow_array::types::IntervalMonthDayNanoType>().clone();
+            column.iter().flatten().map(|value| value.nanoseconds).collect::<Vec<_>>()
+        };
+        batches.iter().flat_map(of).collect()
+    };
+    let values = fine.map(|us| format!("({})", at(us))).join(", ");
+    let sent: Vec<i64> = fine.iter().map(|us| us * 1000).collect();
+    run(&client, "CREATE TABLE kept (i INTERVAL)").await;
+    // Every path out: a statement, RETURNING, PIVOT's like that is planned late, values, an exchanger by rows and as a whole.
+    for sql in [
+        format!("SELECT * FROM (VALUES {values}) AS t(i)"),
+        format!("INSERT INTO kept VALUES {values} RETURNING i"),
+        "FROM kept".to_string(),
+    ] {
+        assert_eq!(nanos(&collect(client.query(&sql).await.unwrap()).await.unwrap()), sent, "{sql}");
+    }
+    let of = |us: &[i64]| {
+        let column: ArrayRef = Arc::new(arrow_array::Int64Array::from(us.to_vec()));
+        let batch = RecordBatch::try_from_iter([("us", column)]).unwrap();
+        RecordBatchStream::from_batches(batch.schema(), vec![batch])
+    };
+    assert_eq!(nanos(&collect(client.exchange("pass", of(&fine)).await.unwrap()).await.unwrap()), sent);
+    assert_eq!(nanos(&collect(client.exchange("whole", of(&fine)).await.unwrap()).await.unwrap()), [LAST * 1000]);
+    for us in beyond.iter().copied().step_by(7) {
+        let insert = format!("INSERT INTO kept VALUES ({}) RETURNING i", at(us));
+        let pivot = format!("PIVOT (SELECT 'i' AS name, {} AS value) ON name USING first(value)", at(us));
+        for sql in [insert, pivot] {
+            let error = async { collect(client.query(&sql).await?).await }.await.expect_err(&sql);
+            assert!(
+                error.code() == Code::InvalidArgument && error.to_string().contains("row 1: an interval"),
+                "{sql}: {error}"
+            );
+        }
+        for (name, input) in [("pass", vec![1, us]), ("whole", vec![i64::MAX - 5])] {
+            let answer = async { collect(client.exchange(name, of(&input)).await?).await };
+            let error = answer.await.expect_err(name).to_string();
+            assert!(error.contains(&format!("row {}: an interval", input.len())), "{name}: {error}");
+        }
+    }
+    assert_eq!(row(&client, "SELECT count(*) FROM kept").await, [fine.len().to_string()]);
+}
