@@ -79,7 +79,7 @@ pub struct Database {
     pub seal: bool,
     pub backup_directory: Option<PathBuf>,
     pub external_access: bool,
-    pub lossless_types: bool,
+    pub lossless_types: LosslessTypes,
     pub batch_rows: usize,
     pub stream_buffer: Size,
     pub reopens: usize,
@@ -378,7 +378,7 @@ impl Default for Config {
                 seal: true,
                 backup_directory: None,
                 external_access: false,
-                lossless_types: true,
+                lossless_types: LosslessTypes::Auto,
                 batch_rows: 61_440,
                 stream_buffer: Size::mib(4),
                 reopens: 10,
@@ -614,7 +614,7 @@ const KEYS: &[Key] = &[
     ),
     key!(
         database.lossless_types,
-        "Whether HUGEINT, UHUGEINT, UUID, BIT, TIMETZ and BIGNUM leave as extension types that lose nothing. If not, they and ENUM leave as decimals and text, which any client reads."
+        "Who gets Arrow's extension types, which lose nothing of HUGEINT, UUID, ENUM, VARIANT and others: auto (clients that ask with the header x-mallard-types: lossless, as Mallard's own do), on (all that do not ask for plain) or off (nobody). All others get decimals and text, which any client reads. The session option lossless_types wins over off and over the default."
     ),
     key!(
         database.batch_rows,
@@ -1664,6 +1664,39 @@ words!(
         Required = "required",
     }
 );
+
+/// Who gets extension types, which lose nothing, in place of types that every client reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LosslessTypes {
+    /// Clients that ask for them.
+    #[default]
+    Auto,
+    /// All that do not ask for plain ones.
+    On,
+    /// Nobody, whatever a call's header asks for.
+    Off,
+}
+
+impl Setting for LosslessTypes {
+    fn read(value: &Value) -> Result<Self, String> {
+        let word = value.to_bool().map(|on| on.to_string()).or_else(|| value.as_str().map(str::to_lowercase));
+        match word.as_deref() {
+            Some("auto") => Ok(Self::Auto),
+            Some("on" | "always" | "true") => Ok(Self::On),
+            Some("off" | "never" | "false") => Ok(Self::Off),
+            _ => Err("must be one of auto, on, off".to_string()),
+        }
+    }
+
+    fn to_toml(&self) -> String {
+        let word = match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        };
+        quoted(word)
+    }
+}
 
 words!(TlsVersion {
     #[default]

@@ -218,6 +218,7 @@ impl Sessions {
                 (session.settings.clone(), session.home.clone().filter(|_| session.lent.is_none()))
             }
         };
+        let settings = Settings { lossless: identity.lossless.or(settings.lossless), ..settings };
         let line = match transaction {
             Some(handle) => {
                 let open = state.transaction(identity, handle)?;

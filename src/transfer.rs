@@ -226,7 +226,7 @@ impl Transfer {
             metrics.transfer_bytes.inc_by(bytes);
         });
         let input = match &self.chain {
-            Some(chain) => exchangers.run(&self.rights, chain, input).await?,
+            Some(chain) => exchangers.run(&self.rights, chain, input, true).await?,
             None => input,
         };
         // What exchangers make of the rows cannot be compared with them.

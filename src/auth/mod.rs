@@ -56,6 +56,8 @@ pub struct Identity {
     pub session: Option<Session>,
     /// The session that a cookie of the call names, whoever made it up.
     pub cookie: Option<String>,
+    /// Whether types leave in forms that lose nothing, where the call says so.
+    pub lossless: Option<bool>,
     /// By which it came; none where that was not the network.
     pub connection: Option<Connection>,
     /// The server drains: the call may only go on with a transaction that is open.
@@ -64,7 +66,15 @@ pub struct Identity {
 
 impl From<Arc<Rights>> for Identity {
     fn from(rights: Arc<Rights>) -> Self {
-        Self { user: rights.user.clone(), rights, session: None, cookie: None, connection: None, draining: false }
+        Self {
+            user: rights.user.clone(),
+            rights,
+            session: None,
+            cookie: None,
+            lossless: None,
+            connection: None,
+            draining: false,
+        }
     }
 }
 

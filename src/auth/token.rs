@@ -102,6 +102,9 @@ pub struct TicketClaims {
     /// Who has vouched for `sub`; none where that is the configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     iss: Option<String>,
+    /// Whether the types of its rows were told in forms that lose nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lossless: Option<bool>,
     /// Where the result has several endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
@@ -246,7 +249,8 @@ impl Tokens {
     ) -> Result<(Vec<Vec<u8>>, Duration)> {
         let (sub, sql, exp, id) = (identity.user.clone(), sql.to_string(), self.expiry(), random_hex());
         let iss = issuer(identity);
-        let mut claims = TicketClaims { aud: TICKET.into(), sub, exp, id, sql, note, iss, place: None };
+        let mut claims =
+            TicketClaims { aud: TICKET.into(), sub, exp, id, sql, note, iss, lossless: identity.lossless, place: None };
         let key = self.current();
         let tickets = (0..count).map(|index| {
             claims.place = (count > 1).then(|| Place { index, of: count, process: self.process.clone() });

@@ -218,7 +218,7 @@ async fn test(arguments: TestArguments) -> Result<()> {
         add(&sent, 1, 1);
     });
     let start = Instant::now();
-    let rows = registry.run(&rights, &chain, sending).await?;
+    let rows = registry.run(&rights, &chain, sending, true).await?;
     for field in rows.schema().fields() {
         let null = if field.is_nullable() { "" } else { " NOT NULL" };
         eprintln!("{}: {}{null}", field.name(), field.data_type());

@@ -79,6 +79,9 @@ fn pem(path: &Path) -> Result<String> {
 /// Which exchangers the rows of a DoGet or DoPut pass on the server.
 pub const EXCHANGE_HEADER: &str = "x-mallard-exchange";
 
+/// In which form the types of rows leave: `lossless`, with Arrow's extension types, or `plain`, without.
+pub const TYPES_HEADER: &str = "x-mallard-types";
+
 /// The headers that go with every call.
 #[derive(Clone, Default)]
 pub(super) struct Headers {
@@ -132,6 +135,7 @@ impl Headers {
         if let Some(compression) = self.compression {
             request.metadata_mut().insert(COMPRESSION_HEADER, MetadataValue::from_static(compression.word()));
         }
+        request.metadata_mut().insert(TYPES_HEADER, MetadataValue::from_static("lossless"));
         if let Some(chain) = &self.chain {
             request.metadata_mut().insert(EXCHANGE_HEADER, chain.clone());
         }

@@ -25,7 +25,7 @@ use tonic::{Request, Status, Streaming, body::Body, metadata::MetadataValue, tra
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tower::{Service, ServiceExt};
 
-pub use connect::{EXCHANGE_HEADER, Login, Trust};
+pub use connect::{EXCHANGE_HEADER, Login, TYPES_HEADER, Trust};
 pub use endpoints::ENDPOINTS_HEADER;
 pub use sql::Answered;
 pub use tables::{Column, Table};

@@ -111,10 +111,9 @@ const PAGE_TABLES: i64 = 512;
 const PAGE_COLUMNS: usize = 8192;
 
 impl Engine {
-    /// The schema that [`Engine::query`] would answer with; the statement is planned and not run.
-    pub async fn schema(&self, rights: &Arc<Rights>, sql: &str) -> Result<SchemaRef> {
-        let ask = Ask { sql: sql.to_string(), ..Ask::default() };
-        Ok(self.plan(rights, &ask).await?.rows.unwrap_or_else(status_schema))
+    /// The schema that [`Engine::answer`] would answer with; the statement is planned and not run.
+    pub async fn schema(&self, rights: &Arc<Rights>, ask: &Ask) -> Result<SchemaRef> {
+        Ok(self.plan(rights, ask).await?.rows.unwrap_or_else(status_schema))
     }
 
     /// What the statement would answer; it is planned and not run.
@@ -171,7 +170,7 @@ impl Engine {
 
     /// The tables and views that the caller may read and whose `schema.table` matches the glob, in the order of their names:
     /// some of them, behind those of the page before. A page holds an engine thread only while it is made.
-    pub async fn tables(&self, rights: &Arc<Rights>, glob: &str, after: Place) -> Result<TablePage> {
+    pub async fn tables(&self, rights: &Arc<Rights>, glob: &str, after: Place, lossless: bool) -> Result<TablePage> {
         let (user, rights, glob) = (rights, rights.clone(), glob.to_string());
         self.call(user, move |shared, connection| {
             let Place { schema, name } = &after;
@@ -197,7 +196,7 @@ impl Engine {
                     continue;
                 }
                 let statement = statement::parse(shared, connection, &format!("SELECT * FROM {}", name.sql()))?;
-                match rows_of(shared, connection, &statement) {
+                match rows_of(shared, connection, &statement, !lossless) {
                     Ok(schema) => {
                         columns += schema.fields().len();
                         tables.push((name, schema));
@@ -316,9 +315,9 @@ fn expanded(shared: &Shared, connection: &Connection, statement: &Statement<'_>,
 }
 
 /// The schema of a query of ours.
-fn rows_of(shared: &Shared, connection: &Connection, statement: &Statement<'_>) -> Result<SchemaRef> {
+fn rows_of(shared: &Shared, connection: &Connection, statement: &Statement<'_>, plain: bool) -> Result<SchemaRef> {
     let bound = statement.bind(connection).map_err(|error| shared.cause(&error))?;
-    as_arrow(shared, connection, &bound.schema, !shared.config.database.lossless_types)
+    as_arrow(shared, connection, &bound.schema, plain)
 }
 
 /// Columns of the statement's as Arrow.

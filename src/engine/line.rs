@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     access::{Rights, Role},
-    config::Span,
+    config::{LosslessTypes, Span},
     error::{Error, Result},
     machine,
 };
@@ -43,7 +43,12 @@ pub struct Settings {
 
 impl Settings {
     pub(super) fn plain(&self, shared: &Shared) -> bool {
-        !self.lossless.unwrap_or(shared.config.database.lossless_types)
+        !self.lossless.unwrap_or(shared.config.database.lossless_types == LosslessTypes::On)
+    }
+
+    /// What of them a connection is set to; the others are for what becomes of its rows.
+    pub(super) fn of_connection(&self) -> [Option<&str>; 3] {
+        [self.catalog.as_deref(), self.schema.as_deref(), self.time_zone.as_deref()]
     }
 
     /// Whether a bare name means something else under them.
@@ -315,7 +320,7 @@ impl Kept {
             return Err(aborted.clone());
         }
         self.connection(shared)?;
-        if self.applied == *settings {
+        if self.applied.of_connection() == settings.of_connection() {
             return Ok(());
         }
         apply(shared, self.connection(shared)?, settings)?;
@@ -326,7 +331,7 @@ impl Kept {
 
 /// Makes the settings those of a fresh connection.
 pub(super) fn apply(shared: &Shared, connection: &Connection, settings: &Settings) -> Result<()> {
-    if *settings == Settings::default() {
+    if settings.of_connection() == [None; 3] {
         return Ok(());
     }
     for sql in settings.sql(shared.database_name(connection)?) {

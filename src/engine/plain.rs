@@ -4,17 +4,20 @@
 //! way, and leaves as plain bits in both forms, because nothing is lost. In the plain form, for clients that know no
 //! extension types, HUGEINT and UHUGEINT leave as decimals, ENUM as its texts, and UUID, BIT, BIGNUM and TIME WITH TIME
 //! ZONE as DuckDB writes them. DuckDB has a setting for something like it, which is the whole database's, turns
-//! UHUGEINT above 2^127 into negative numbers and forgets the zones of times.
+//! UHUGEINT above 2^127 into negative numbers and forgets the zones of times. UNION, which pandas and polars do not take,
+//! leaves as a struct of its members, of which one is not NULL.
 
 use std::sync::Arc;
 
 use arrow_array::{
     Array, ArrayRef, BinaryArray, BooleanArray, Decimal128Array, FixedSizeBinaryArray, Int8Array, RecordBatch,
-    StringArray, cast::AsArray, make_array,
+    StringArray, StructArray, UnionArray, cast::AsArray, make_array,
 };
-use arrow_schema::{DataType, Field, FieldRef, Fields, Schema};
+use arrow_buffer::{BooleanBuffer, NullBuffer};
+use arrow_schema::{DataType, Field, FieldRef, Fields, Schema, UnionMode};
 use futures::StreamExt;
 
+use super::variant;
 use crate::{
     error::{Error, Result},
     stream::RecordBatchStream,
@@ -56,6 +59,7 @@ enum Special {
     Enum,
     /// Text, but for its name.
     Json,
+    Variant,
 }
 
 impl Special {
@@ -74,6 +78,9 @@ impl Special {
         match (name.as_deref(), field.data_type()) {
             (Some("arrow.uuid"), DataType::FixedSizeBinary(16)) => Some(Self::Uuid),
             (Some("arrow.json"), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View) => Some(Self::Json),
+            (Some("arrow.parquet.variant"), DataType::Struct(parts)) if variant::is_readable(parts) => {
+                Some(Self::Variant)
+            }
             (Some("arrow.opaque"), storage) => {
                 let told = field.metadata().get(EXTENSION_METADATA)?;
                 let told: serde_json::Value = serde_json::from_str(told).ok()?;
@@ -96,7 +103,7 @@ impl Special {
             Self::Bool8 => DataType::Boolean,
             Self::Hugeint | Self::Uhugeint => DataType::Decimal128(DIGITS, 0),
             Self::Json => from.clone(),
-            Self::Uuid | Self::Bit | Self::Bignum | Self::TimeTz | Self::Enum => DataType::Utf8,
+            Self::Uuid | Self::Bit | Self::Bignum | Self::TimeTz | Self::Enum | Self::Variant => DataType::Utf8,
         }
     }
 
@@ -118,6 +125,7 @@ impl Special {
             Self::Bignum => binary_texts(array.as_binary(), bignum),
             Self::Enum => arrow_cast::cast(&array, &DataType::Utf8).map_err(Error::internal)?,
             Self::Json => array,
+            Self::Variant => variant::texts(array.as_struct())?,
         })
     }
 }
@@ -134,7 +142,14 @@ pub(super) fn opaque(field: &Field) -> Option<String> {
 }
 
 pub(super) fn changes(field: &Field, form: Form) -> bool {
-    Special::of(field, form).is_some() || children(field.data_type()).iter().any(|child| changes(child, form))
+    Special::of(field, form).is_some()
+        || is_opened(field.data_type(), form)
+        || children(field.data_type()).iter().any(|child| changes(child, form))
+}
+
+/// Whether it is a union that leaves as a struct.
+fn is_opened(data_type: &DataType, form: Form) -> bool {
+    form == Form::Plain && matches!(data_type, DataType::Union(_, UnionMode::Sparse))
 }
 
 /// The field as it leaves.
@@ -157,6 +172,10 @@ pub(super) fn field(from: &FieldRef, form: Form) -> FieldRef {
         DataType::FixedSizeList(child, size) => DataType::FixedSizeList(of(child), *size),
         DataType::Map(child, sorted) => DataType::Map(of(child), *sorted),
         DataType::Struct(fields) => DataType::Struct(fields.iter().map(of).collect()),
+        DataType::Union(fields, _) if is_opened(from.data_type(), form) => {
+            let members = fields.iter().map(|(_, child)| of(child).as_ref().clone().with_nullable(true));
+            return Arc::new(to.with_data_type(DataType::Struct(members.collect())).with_nullable(true));
+        }
         DataType::Union(fields, mode) => {
             DataType::Union(fields.iter().map(|(id, child)| (id, of(child))).collect(), *mode)
         }
@@ -181,6 +200,9 @@ fn part(from: &FieldRef, column: ArrayRef, form: Form) -> Result<ArrayRef> {
     if let Some(special) = Special::of(from, form) {
         return special.array(column);
     }
+    if let (Some(union), true) = (column.as_union_opt(), is_opened(from.data_type(), form)) {
+        return members(from, union, form);
+    }
     let data = column.to_data();
     let mut parts = Vec::new();
     for (child, inner) in children(from.data_type()).iter().zip(data.child_data()) {
@@ -190,6 +212,34 @@ fn part(from: &FieldRef, column: ArrayRef, form: Form) -> Result<ArrayRef> {
     // SAFETY: children became arrays of the same length and nulls, of the types that `field` names; offsets and lengths
     // are as DuckDB made them.
     Ok(make_array(unsafe { builder.build_unchecked() }))
+}
+
+/// A union as a struct: in each row the member that it holds has its value, and the others are NULL.
+fn members(from: &FieldRef, union: &UnionArray, form: Form) -> Result<ArrayRef> {
+    let (DataType::Union(fields, _), DataType::Struct(to)) = (from.data_type(), field(from, form).data_type().clone())
+    else {
+        return Err(Error::internal("a union is none"));
+    };
+    let (ids, mut held, mut columns) = (union.type_ids(), vec![false; union.len()], Vec::new());
+    for (id, child) in fields.iter() {
+        let member = part(child, union.child(id).clone(), form)?;
+        let nulls = member.logical_nulls();
+        let is_held = |row: usize| ids[row] == id && nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
+        let valid = BooleanBuffer::collect_bool(union.len(), is_held);
+        valid.set_indices().for_each(|row| held[row] = true);
+        columns.push(match member.data_type() {
+            DataType::Null => member,
+            _ => {
+                let builder = member.to_data().into_builder().nulls(Some(NullBuffer::new(valid)));
+                // SAFETY: only rows became NULL, which any of the member's buffers allow.
+                make_array(unsafe { builder.build_unchecked() })
+            }
+        });
+    }
+    let nulls = NullBuffer::from(held);
+    StructArray::try_new_with_length(to, columns, Some(nulls), union.len())
+        .map(|array| Arc::new(array) as ArrayRef)
+        .map_err(Error::internal)
 }
 
 /// The stream as it is written into a Parquet file.
@@ -202,20 +252,29 @@ pub(super) fn for_parquet(input: RecordBatchStream) -> Result<RecordBatchStream>
             field.data_type()
         )));
     }
-    if !from.fields().iter().any(|field| changes(field, Form::Parquet)) {
-        return Ok(input);
+    Ok(formed(input, Form::Parquet))
+}
+
+/// The stream for clients that read no extension types.
+pub fn plain_types(input: RecordBatchStream) -> RecordBatchStream {
+    formed(input, Form::Plain)
+}
+
+fn formed(input: RecordBatchStream, form: Form) -> RecordBatchStream {
+    let from = input.schema();
+    if !from.fields().iter().any(|field| changes(field, form)) {
+        return input;
     }
-    let fields: Fields = from.fields().iter().map(|from| field(from, Form::Parquet)).collect();
+    let fields: Fields = from.fields().iter().map(|from| field(from, form)).collect();
     let schema = Arc::new(Schema::new_with_metadata(fields, from.metadata().clone()));
     let to = schema.clone();
     let batches = input.map(move |batch| {
         let batch = batch?;
         let columns = from.fields().iter().zip(batch.columns());
-        let columns =
-            columns.map(|(from, column)| array(from, column.clone(), Form::Parquet)).collect::<Result<_>>()?;
+        let columns = columns.map(|(from, column)| array(from, column.clone(), form)).collect::<Result<_>>()?;
         RecordBatch::try_new(to.clone(), columns).map_err(Error::internal)
     });
-    Ok(RecordBatchStream::new(schema, batches))
+    RecordBatchStream::new(schema, batches)
 }
 
 /// Whether a HUGEINT is in a layout that [`array`] does not know.
@@ -253,7 +312,7 @@ fn decimals(values: &FixedSizeBinaryArray, number: fn([u8; 16]) -> i128) -> Resu
         let value = number(bytes.try_into().expect("16 bytes each"));
         if value.unsigned_abs() > largest.unsigned_abs() {
             return Err(Error::Sql(format!(
-                "a number of more than {DIGITS} digits does not fit plain types, nor a Parquet file: cast it to VARCHAR, or ask for lossless types"
+                "a number of more than {DIGITS} digits does not fit decimal128({DIGITS}, 0), as which it leaves plainly and into Parquet files: cast it to VARCHAR, or ask for lossless types (header x-mallard-types: lossless)"
             )));
         }
         decimals.push(Some(value));
@@ -270,7 +329,7 @@ fn binary_texts(values: &BinaryArray, text: fn(&[u8]) -> String) -> ArrayRef {
     Arc::new(values.iter().map(|value| value.map(text)).collect::<StringArray>())
 }
 
-fn uuid(bytes: &[u8]) -> String {
+pub(super) fn uuid(bytes: &[u8]) -> String {
     let hex = |part: &[u8]| part.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     [&bytes[..4], &bytes[4..6], &bytes[6..8], &bytes[8..10], &bytes[10..]].map(hex).join("-")
 }

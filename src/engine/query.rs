@@ -400,7 +400,7 @@ fn execute(
     let batch_rows = setup.settings.batch_rows.unwrap_or(answer.room.batch_rows);
     let plain = setup.settings.plain(shared);
     // Another connection would not know what this one sees.
-    let alone = matches!(place, Place::Own(_)) && setup.settings == Settings::default();
+    let alone = matches!(place, Place::Own(_)) && setup.settings.of_connection() == [None; 3];
     let types =
         if alone && setup.values.is_none() { None } else { Some(catalog::bound_types(shared, connection, statement)?) };
     let answers = answer.held.is_some() || statement::may_answer_rows(statement)?;

@@ -52,6 +52,8 @@ pub struct Transformation {
     pub shape: Shape,
     /// What `$name` stands for in it.
     pub values: Vec<Given>,
+    /// Whether types that it gives leave in forms that lose nothing.
+    pub lossless: bool,
 }
 
 /// What is known of a SELECT over `input` before there is one.
@@ -261,12 +263,13 @@ impl Work<'_> {
             .map(|(given, value)| (given.name.as_str(), value as &dyn QueryParameter))
             .collect();
         let parameters = if named.is_empty() { Parameters::None } else { Parameters::named(&named) };
-        let importer = self.columns(connection, &statement, parameters)?;
+        let plain = !transformation.lossless;
+        let importer = self.columns(connection, &statement, parameters, plain)?;
         let other = self.other(&importer)?;
         let mut run = Run { statement, importer, carried: None, restored: None, other, answered: 0 };
         let Shape { carry, tree, .. } = &transformation.shape;
         // Without it the statement as a whole does the same.
-        match carry.as_ref().and_then(|carry| self.lean(connection, carry, parameters, &run.importer)) {
+        match carry.as_ref().and_then(|carry| self.lean(connection, carry, parameters, &run.importer, plain)) {
             Some(lean) => run = lean,
             None => run.restored = self.restored(tree, &mut run.importer),
         }
@@ -294,11 +297,12 @@ impl Work<'_> {
         carry: &Carry,
         parameters: Parameters<'_>,
         whole: &Importer,
+        plain: bool,
     ) -> Option<Run<'c>> {
         let empty = self.sources.of(RecordBatch::new_empty(self.source.schema()), Sharing::Single).ok()?;
         self.show(connection, &empty).ok()?;
         let statement = guard::admit_with(self.shared, connection, &carry.sql, self.rights, &[INPUT]).ok()?;
-        let importer = self.columns(connection, &statement, parameters).ok()?;
+        let importer = self.columns(connection, &statement, parameters, plain).ok()?;
         let carried = carry.resolve(&self.source.schema(), &whole.schema(), &importer.schema())?;
         self.source.keep();
         let other = self.other(&importer).ok()?;
@@ -330,6 +334,7 @@ impl Work<'_> {
         connection: &Connection,
         statement: &Statement<'_>,
         parameters: Parameters<'_>,
+        plain: bool,
     ) -> Result<Importer> {
         let types = match parameters {
             Parameters::None => Some(catalog::bound_types(self.shared, connection, statement)?),
@@ -337,7 +342,6 @@ impl Work<'_> {
             _ => None,
         };
         let result = self.start(connection, statement, parameters, width::VECTOR_ROWS, None)?;
-        let plain = !self.shared.config.database.lossless_types;
         let mut importer = result.importer(self.shared, plain)?;
         types.iter().for_each(|types| importer.annotate(types));
         Ok(importer)

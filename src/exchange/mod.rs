@@ -57,6 +57,8 @@ pub struct Run {
     pub arguments: Arguments,
     /// Those of the caller.
     pub rights: Arc<Rights>,
+    /// Whether types that it gives leave in forms that lose nothing.
+    pub lossless: bool,
 }
 
 /// What runs an exchanger.

@@ -269,12 +269,14 @@ impl Registry {
         retired.iter().filter_map(|(name, number, version)| Some((name.clone(), *number, version.upgrade()?))).collect()
     }
 
-    /// Sends a stream through a chain, with the rights of whoever asks for it.
+    /// Sends a stream through a chain, with the rights of whoever asks for it. `lossless` is for what the last exchanger
+    /// gives; those before it lose nothing.
     pub async fn run(
         &self,
         rights: &Arc<Rights>,
         chain: &Chain,
         input: RecordBatchStream,
+        lossless: bool,
     ) -> Result<RecordBatchStream> {
         let limit = self.0.config.exchange.max_stages;
         if chain.0.len() > limit {
@@ -297,8 +299,9 @@ impl Registry {
         }
         let starting = async {
             let mut output = input;
-            for (stage, arguments) in stages {
-                let run = Run { arguments, rights: rights.clone() };
+            let last = stages.len() - 1;
+            for (place, (stage, arguments)) in stages.into_iter().enumerate() {
+                let run = Run { arguments, rights: rights.clone(), lossless: lossless || place < last };
                 output = stage.start(output, run, &self.0.config.exchange, &self.0.metrics).await?;
             }
             Ok(output)

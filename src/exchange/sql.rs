@@ -214,11 +214,12 @@ impl Exchanger for SqlExchanger {
     }
 
     fn start(&self, input: RecordBatchStream, run: Run) -> BoxFuture<'static, Result<RecordBatchStream>> {
-        let Run { arguments, rights } = run;
+        let Run { arguments, rights, lossless } = run;
         let transformation = self.params.values(arguments).map(|values| Transformation {
             sql: self.sql.clone(),
             shape: self.shape.clone(),
             values,
+            lossless,
         });
         let sandboxes = self.sandboxes.clone();
         async move {

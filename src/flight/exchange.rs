@@ -29,7 +29,7 @@ impl Flight {
             Some(chain) => {
                 let upload = upload.keep_app_metadata(chain.is_echo());
                 let input = counted(call, Direction::Received, upload.batches().await?);
-                let output = self.exchangers.run(&identity.rights, &chain, input).await;
+                let output = self.exchangers.run(&identity.rights, &chain, input, self.is_lossless(identity)).await;
                 within(identity.rights.allowance, call.noting(output)?)
             }
             // The input, if there is one, is not read; the answer's end closes it.

@@ -16,13 +16,17 @@ impl Flight {
                 None => self.text_rows(identity, &command::text("ticket", ticket)?).await,
             };
         };
+        let mut identity = identity.clone();
+        // As its FlightInfo has told, unless the call says otherwise.
+        identity.lossless = identity.lossless.or(claims.lossless);
+        let identity = &identity;
         let starting = async {
             match &claims.note {
                 Some(note) => self.sql_noted(identity, &claims.sql, note).await,
                 // A table, which is what everybody sees.
                 None => {
                     identity.may_begin()?;
-                    self.engine.query(&identity.rights, &claims.sql).await
+                    self.engine.answer(&identity.rights, &self.table_ask(identity, claims.sql.clone())).await
                 }
             }
         };

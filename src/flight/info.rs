@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     auth::Identity,
-    engine::{Ask, TablePage, TablePlace, status_schema},
+    engine::{Ask, Settings, TablePage, TablePlace, status_schema},
     error::{Error, Result},
     wire::schema_bytes,
 };
@@ -50,9 +50,15 @@ impl Flight {
                 return Ok(info.with_descriptor(descriptor));
             }
         };
-        let schema = self.engine.schema(&identity.rights, &sql).await?;
+        let schema = self.engine.schema(&identity.rights, &self.table_ask(identity, sql.clone())).await?;
         let info = self.flight_info(identity, &sql, None, &schema, endpoints)?;
         Ok(info.with_descriptor(descriptor).with_total_records(rows))
+    }
+
+    /// The rows of a table that everybody sees, in the form that the caller gets.
+    pub(super) fn table_ask(&self, identity: &Identity, sql: String) -> Ask {
+        let settings = Settings { lossless: Some(self.is_lossless(identity)), ..Settings::default() };
+        Ask { sql, settings, ..Ask::default() }
     }
 
     /// The columns of a text's rows, planned in the caller's session where there is one.
@@ -76,7 +82,7 @@ impl Flight {
         let schema = match Command::from_descriptor(descriptor)? {
             Command::Table(table) => {
                 identity.may_begin()?;
-                self.engine.schema(&identity.rights, &select_from(&table)).await?
+                self.engine.schema(&identity.rights, &self.table_ask(identity, select_from(&table))).await?
             }
             Command::Text(sql) => self.text_schema(identity, &sql).await?,
             Command::FlightSql(command) => self.sql_schema(identity, command).await?,
@@ -95,7 +101,8 @@ impl Flight {
             [] => "*".to_string(),
             bytes => super::command::text("criteria expression", bytes)?,
         };
-        let first = self.engine.tables(&identity.rights, &glob, TablePlace::default()).await?;
+        let lossless = self.is_lossless(identity);
+        let first = self.engine.tables(&identity.rights, &glob, TablePlace::default(), lossless).await?;
         let (flight, caller) = (self.clone(), identity.clone());
         let pages = stream::try_unfold(Some(Page::Ready(first)), move |page| {
             let (flight, caller, glob) = (flight.clone(), caller.clone(), glob.clone());
@@ -103,7 +110,7 @@ impl Flight {
                 let TablePage { tables, next } = match page {
                     None => return Ok::<_, Error>(None),
                     Some(Page::Ready(ready)) => ready,
-                    Some(Page::After(place)) => flight.engine.tables(&caller.rights, &glob, place).await?,
+                    Some(Page::After(place)) => flight.engine.tables(&caller.rights, &glob, place, lossless).await?,
                 };
                 Ok(Some((tables, next.map(Page::After))))
             }
@@ -129,7 +136,9 @@ impl Flight {
         schema: &Schema,
         endpoints: usize,
     ) -> Result<FlightInfo> {
-        let (tickets, life) = self.authenticator.tickets(identity, sql, note, endpoints)?;
+        let mut told = identity.clone();
+        told.lossless = Some(self.is_lossless(identity));
+        let (tickets, life) = self.authenticator.tickets(&told, sql, note, endpoints)?;
         if endpoints > 1 && tickets.iter().map(Vec::len).sum::<usize>() > MAX_TICKETS_BYTES {
             return Err(Error::invalid(format!(
                 "{endpoints} tickets of a statement of {} bytes do not fit into a FlightInfo; ask for fewer endpoints",

@@ -9,7 +9,7 @@ use http::{HeaderMap, Request, Response, header::USER_AGENT};
 use tonic::{Status, body::Body, codec::CompressionEncoding};
 use tower::Service;
 
-use super::service::{Caller, Flight, broken, chain, end};
+use super::service::{Flight, broken, chain, end};
 use crate::{
     config::Config,
     error::Error,
@@ -63,7 +63,7 @@ impl Router {
     }
 
     async fn get(self, request: Request<Body>) -> Result<Response<Body>, Status> {
-        let caller = Caller::of(request.extensions())?;
+        let caller = self.flight.caller(request.headers(), request.extensions())?;
         let sending = self.flight.sending(request.headers())?;
         let chain = chain(request.headers())?;
         let ticket: Option<Ticket> =
@@ -74,7 +74,7 @@ impl Router {
     }
 
     fn put(self, request: Request<Body>) -> Result<Response<Body>, Status> {
-        let caller = Caller::of(request.extensions())?;
+        let caller = self.flight.caller(request.headers(), request.extensions())?;
         let (chain, end) = (chain(request.headers())?, end(request.headers())?);
         let messages = wire::request_within(request.into_body(), self.max_message, self.budget.clone());
         Ok(wire::answer(futures::stream::once(async move {
@@ -84,7 +84,7 @@ impl Router {
     }
 
     fn exchange(self, request: Request<Body>) -> Result<Response<Body>, Status> {
-        let caller = Caller::of(request.extensions())?;
+        let caller = self.flight.caller(request.headers(), request.extensions())?;
         let sending = self.flight.sending(request.headers())?;
         let messages = wire::request_within(request.into_body(), self.max_message, self.budget.clone());
         let starting = async move {

@@ -16,9 +16,9 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::{action, handshake, running::Running, session::SET_SESSION_OPTIONS, shared::SharedResults};
 use crate::{
     auth::{Authenticator, Identity, SESSION_COOKIE},
-    client::{ENDPOINTS_HEADER, EXCHANGE_HEADER},
-    config::{Config, MAX_ENDPOINTS},
-    engine::Engine,
+    client::{ENDPOINTS_HEADER, EXCHANGE_HEADER, TYPES_HEADER},
+    config::{Config, LosslessTypes, MAX_ENDPOINTS},
+    engine::{Engine, plain_types},
     error::Error,
     exchange::{Chain, Registry, within},
     session::Sessions,
@@ -72,6 +72,28 @@ impl Flight {
         Ok(Sending { message_size: self.config.limits.send_message_size, compression })
     }
 
+    /// Who calls, with the form of types that the call's header asks for. Where the configuration gives extension types to
+    /// nobody, asking for them changes nothing.
+    pub(super) fn caller(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Caller, Status> {
+        let mut caller = Caller::of(extensions)?;
+        let Some(asked) = headers.get(TYPES_HEADER) else { return Ok(caller) };
+        caller.identity.lossless = match asked.to_str().map(str::to_lowercase).as_deref() {
+            Ok("lossless") => Some(true).filter(|_| self.config.database.lossless_types != LosslessTypes::Off),
+            Ok("plain") => Some(false),
+            _ => {
+                let why = format!("the header {TYPES_HEADER} must be lossless or plain");
+                return Err(Error::invalid(why).into_status());
+            }
+        };
+        Ok(caller)
+    }
+
+    /// Whether types leave for this caller in forms that lose nothing: as the call asks, or its ticket says, or its session.
+    pub(super) fn is_lossless(&self, identity: &Identity) -> bool {
+        let by_default = self.config.database.lossless_types == LosslessTypes::On;
+        identity.lossless.or_else(|| self.sessions.settings(identity).lossless).unwrap_or(by_default)
+    }
+
     /// How many endpoints GetFlightInfo is to answer: as configured, or as its headers ask.
     fn endpoints(&self, headers: &HeaderMap) -> Result<usize, Error> {
         let Some(asked) = headers.get(ENDPOINTS_HEADER) else { return Ok(self.config.limits.endpoints) };
@@ -89,7 +111,7 @@ impl Flight {
         rows: RecordBatchStream,
     ) -> Result<RecordBatchStream, Error> {
         match chain {
-            Some(chain) => self.exchangers.run(&caller.identity.rights, &chain, rows).await,
+            Some(chain) => self.exchangers.run(&caller.identity.rights, &chain, rows, true).await,
             None => Ok(rows),
         }
     }
@@ -102,11 +124,19 @@ impl Flight {
         chain: Option<Chain>,
     ) -> Result<RecordBatchStream, Error> {
         let exchanged = chain.is_some();
-        let rows = async { self.through(caller, chain, self.get(&caller.identity, ticket).await?).await };
+        let mut identity = caller.identity.clone();
+        if exchanged {
+            // What an exchanger works on does not depend on who takes its answer.
+            identity.lossless = Some(true);
+        }
+        let rows = async { self.through(caller, chain, self.get(&identity, ticket).await?).await };
         let mut rows = caller.call.noting(rows.await)?;
         if exchanged {
             // They were counted before they were exchanged.
             rows = within(caller.identity.rights.allowance, rows);
+            if !self.is_lossless(&caller.identity) {
+                rows = plain_types(rows);
+            }
         }
         Ok(counted(&caller.call, Direction::Sent, rows))
     }
@@ -187,31 +217,31 @@ impl FlightService for Flight {
     }
 
     async fn list_flights(&self, request: Request<Criteria>) -> Answer<Self::ListFlightsStream> {
-        let Caller { identity, call } = Caller::of(request.extensions())?;
+        let Caller { identity, call } = self.caller(request.metadata().as_ref(), request.extensions())?;
         identity.may_begin()?;
         let flights = call.noting(self.list(&identity, &request.into_inner().expression).await)?;
         Ok(Response::new(flights.map_err(Status::from).boxed()))
     }
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<FlightInfo> {
-        let Caller { identity, call } = Caller::of(request.extensions())?;
+        let Caller { identity, call } = self.caller(request.metadata().as_ref(), request.extensions())?;
         let endpoints = self.endpoints(request.metadata().as_ref())?;
         Ok(Response::new(call.noting(self.info(&identity, request.into_inner(), endpoints).await)?))
     }
 
     async fn poll_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<PollInfo> {
-        let Caller { identity, call } = Caller::of(request.extensions())?;
+        let Caller { identity, call } = self.caller(request.metadata().as_ref(), request.extensions())?;
         let endpoints = self.endpoints(request.metadata().as_ref())?;
         Ok(Response::new(call.noting(self.poll(&identity, request.into_inner(), endpoints).await)?))
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Answer<SchemaResult> {
-        let Caller { identity, call } = Caller::of(request.extensions())?;
+        let Caller { identity, call } = self.caller(request.metadata().as_ref(), request.extensions())?;
         Ok(Response::new(call.noting(self.schema(&identity, request.get_ref()).await)?))
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Answer<Self::DoGetStream> {
-        let caller = Caller::of(request.extensions())?;
+        let caller = self.caller(request.metadata().as_ref(), request.extensions())?;
         let sending = self.sending(request.metadata().as_ref())?;
         let chain = chain(request.metadata().as_ref())?;
         let rows = self.rows(&caller, &request.into_inner().ticket, chain).await?;
@@ -219,7 +249,7 @@ impl FlightService for Flight {
     }
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
-        let (flight, caller) = (self.clone(), Caller::of(request.extensions())?);
+        let (flight, caller) = (self.clone(), self.caller(request.metadata().as_ref(), request.extensions())?);
         let (chain, end) = (chain(request.metadata().as_ref())?, end(request.metadata().as_ref())?);
         // The answer's headers go out at once: some clients read them before they send.
         let answer = stream::once(async move {
@@ -230,7 +260,7 @@ impl FlightService for Flight {
     }
 
     async fn do_exchange(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoExchangeStream> {
-        let (flight, caller) = (self.clone(), Caller::of(request.extensions())?);
+        let (flight, caller) = (self.clone(), self.caller(request.metadata().as_ref(), request.extensions())?);
         let sending = self.sending(request.metadata().as_ref())?;
         let answer = async move {
             let upload = wire::open(request.into_inner(), broken).await?;
@@ -244,7 +274,7 @@ impl FlightService for Flight {
     }
 
     async fn do_action(&self, request: Request<Action>) -> Answer<Self::DoActionStream> {
-        let Caller { mut identity, call } = Caller::of(request.extensions())?;
+        let Caller { mut identity, call } = self.caller(request.metadata().as_ref(), request.extensions())?;
         let Action { r#type, body } = request.into_inner();
         call.set_action(&r#type);
         let cookie = match r#type.as_str() {
@@ -262,7 +292,7 @@ impl FlightService for Flight {
     }
 
     async fn list_actions(&self, request: Request<Empty>) -> Answer<Self::ListActionsStream> {
-        let Caller { identity, call: _ } = Caller::of(request.extensions())?;
+        let Caller { identity, call: _ } = self.caller(request.metadata().as_ref(), request.extensions())?;
         Ok(Response::new(stream::iter(action::list(&identity.rights).into_iter().map(Ok)).boxed()))
     }
 }

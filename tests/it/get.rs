@@ -59,7 +59,7 @@ async fn plain_types_are_value_for_value_what_duckdb_writes() {
     use arrow_array::Array;
     use arrow_schema::{DataType, IntervalUnit, TimeUnit};
     let mut config = test_config();
-    config.database.lossless_types = false;
+    config.database.lossless_types = mallard::config::LosslessTypes::Off;
     let server = TestServer::with(config).await;
     let client = server.client().await;
     let text = || DataType::Utf8;

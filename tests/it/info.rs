@@ -79,7 +79,7 @@ async fn tables_are_listed_in_pages_and_each_once() {
     }
     let (mut paged, mut place, mut pages) = (Vec::new(), Some(TablePlace::default()), 0);
     while let Some(after) = place.take() {
-        let page = engine.tables(&rights, "*", after).await.unwrap();
+        let page = engine.tables(&rights, "*", after, true).await.unwrap();
         let columns: usize = page.tables.iter().map(|(_, schema)| schema.fields().len()).sum();
         assert!(page.tables.len() <= 512 && columns < 8192 + 3000, "{} tables, {columns} columns", page.tables.len());
         paged.extend(page.tables.into_iter().map(|(name, _)| name.parts().join(".")));

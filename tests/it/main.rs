@@ -59,6 +59,7 @@ mod tls;
 mod tokens;
 mod traces;
 mod transfer;
+mod types_asked;
 #[cfg(feature = "wasm")]
 mod wasm;
 mod wide;

@@ -144,6 +144,7 @@ async fn table_schemas_are_those_of_queries_with_not_null_and_what_bi_tools_ask_
         run(&ours, sql).await;
     }
     let mut client = stock(&server).await;
+    client.set_header("x-mallard-types", "lossless");
     for table in ["everything", "noted", "seen"] {
         let asked = CommandGetTables { include_schema: true, ..named(table) };
         let info = client.get_tables(asked).await.unwrap();
@@ -333,7 +334,7 @@ async fn every_id_of_sql_info_is_answered_from_facts() {
     }
     for (id, expected) in [
         (SqlInfo::FlightSqlServerName, "Mallard"),
-        (SqlInfo::FlightSqlServerVersion, env!("CARGO_PKG_VERSION")),
+        (SqlInfo::FlightSqlServerVersion, concat!("duckdb v2.0.0, Mallard ", env!("CARGO_PKG_VERSION"))),
         (SqlInfo::FlightSqlServerReadOnly, "false"),
         (SqlInfo::FlightSqlServerSql, "true"),
         (SqlInfo::FlightSqlServerSubstrait, "false"),

@@ -40,7 +40,7 @@ fn process_without_threads() {
         // Each has a DuckDB of its own, which is closed when its rows were read.
         for _ in 0..3 {
             let chain = Chain::parse("checksum").unwrap();
-            let sums = registry.run(&rights, &chain, people(1, 10)).await.unwrap();
+            let sums = registry.run(&rights, &chain, people(1, 10), true).await.unwrap();
             assert_eq!(rows(&collect(sums).await.unwrap()), 1);
         }
         for close in [true, false] {

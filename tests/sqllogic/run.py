@@ -72,7 +72,8 @@ class Direct:
 class Served:
     def __init__(self, server):
         login = {DatabaseOptions.USERNAME.value: USER, DatabaseOptions.PASSWORD.value: PASSWORD}
-        self.connection = flightsql.connect(server.location, db_kwargs=login, autocommit=True)
+        lossless = {"adbc.flight.sql.rpc.call_header.x-mallard-types": "lossless"}
+        self.connection = flightsql.connect(server.location, db_kwargs=login | lossless, autocommit=True)
         self.cursor = self.connection.cursor()
 
     def ask(self, sql):

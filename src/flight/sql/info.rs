@@ -16,7 +16,7 @@ use arrow_flight::sql::{
 use crate::{
     access::{Rights, Role},
     config::{Config, Span},
-    engine::Vocabulary,
+    engine::{Engine, Vocabulary},
     error::{Error, Result},
 };
 
@@ -39,7 +39,9 @@ pub(super) fn rows(config: &Config, rights: &Rights, vocabulary: Vocabulary, ids
 
 fn of_the_server(infos: &mut SqlInfoDataBuilder, config: &Config, rights: &Rights) {
     infos.append(Id::FlightSqlServerName, "Mallard");
-    infos.append(Id::FlightSqlServerVersion, env!("CARGO_PKG_VERSION"));
+    // Adapters for DuckDB read its version at the front.
+    let version = format!("duckdb {}, Mallard {}", Engine::duckdb_version(), env!("CARGO_PKG_VERSION"));
+    infos.append(Id::FlightSqlServerVersion, version.as_str());
     infos.append(Id::FlightSqlServerArrowVersion, ARROW_VERSION);
     // For this caller: nothing that they send can write.
     infos.append(Id::FlightSqlServerReadOnly, rights.role < Role::Writer);

@@ -72,7 +72,7 @@ impl Flight {
             ("schema", OptionValue::Text(schema.unwrap_or_else(|| "main".into()))),
             ("timezone", OptionValue::Text(time_zone.unwrap_or_else(|| "UTC".into()))),
             ("batch_rows", OptionValue::Int64(i64::try_from(rows).unwrap_or(i64::MAX))),
-            ("lossless_types", OptionValue::Bool(lossless.unwrap_or(self.config.database.lossless_types))),
+            ("lossless_types", OptionValue::Bool(lossless.unwrap_or(self.is_lossless(identity)))),
         ];
         let options = options
             .into_iter()

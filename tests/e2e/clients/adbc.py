@@ -325,7 +325,6 @@ def plain_types(stage):
     expected = {"total": Decimal(6), "id": "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "mood": "ok", "bits": "101", "j": "{}",
                 "t": "01:02:03+02", "li": [Decimal(2)]}
     with connect(stage) as connection, connection.cursor() as cursor:
-        connection.adbc_connection.set_options(**{"adbc.flight.sql.session.optionbool.lossless_types": "false"})
         cursor.execute(sql)
         table = cursor.fetch_arrow_table()
         assert table.to_pylist() == [expected], table.to_pylist()
@@ -333,7 +332,11 @@ def plain_types(stage):
         with stage.table(cursor, "id UUID, n HUGEINT") as t:
             schema = connection.adbc_get_table_schema(t)
             assert schema.types == [pa.string(), pa.decimal128(38, 0)], schema
-    with connect(stage) as other, other.cursor() as cursor:
+        connection.adbc_connection.set_options(**{"adbc.flight.sql.session.optionbool.lossless_types": "true"})
+        cursor.execute(sql)
+        assert "arrow.uuid" in str(cursor.fetch_arrow_table().schema)
+    asking = {"adbc.flight.sql.rpc.call_header.x-mallard-types": "lossless"}
+    with connect(stage, **asking) as other, other.cursor() as cursor:
         cursor.execute(sql)
         assert "arrow.uuid" in str(cursor.fetch_arrow_table().schema)
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 import traceback
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow.flight as flight
@@ -89,7 +90,8 @@ class Stage:
         self.uri = self.server.location
         self.port = self.server.address[1]
         self.made_names = 0
-        self.version = os.environ["MALLARD_VERSION"]
+        # What GetSqlInfo says.
+        self.version = f"duckdb v{version('duckdb')}, Mallard {os.environ['MALLARD_VERSION']}"
         self.flight = flight.connect(self.uri)
         self.options = flight.FlightCallOptions(headers=[self.flight.authenticate_basic_token(self.user, PASSWORD)])
 

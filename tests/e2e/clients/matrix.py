@@ -25,7 +25,7 @@ FEATURES = {
     "64 cursors": "64 cursors at once, each with its own answer",
     "errors": "a wrong statement is an error that names what is wrong, and the connection goes on",
     "types": "DECIMAL, TIMESTAMPTZ, INTERVAL, LIST, STRUCT, MAP, BLOB, DATE, TIME, ENUM arrive value for value",
-    "plain types": "the session option lossless_types = false: HUGEINT, UUID, ENUM, BIT, JSON, TIMETZ without extension types",
+    "plain types": "HUGEINT, UUID, ENUM, BIT, JSON, TIMETZ without extension types, and with them where the session or a header asks",
     "reading role": "a reader reads and cannot write",
 }
 

@@ -77,7 +77,7 @@ async fn options_hold_for_the_session_and_all_are_told() {
     assert!(set(&mut client, &[("timezone", text("UTC"))]).await.is_empty());
     assert_eq!(set(&mut client, &[("timezone", text("Nowhere/Land"))]).await, [("timezone".to_string(), 2)]);
     assert_eq!(get(&mut client).await["timezone"], text("UTC"));
-    assert_eq!(before["lossless_types"].flag, Some(true));
+    assert_eq!(before["lossless_types"].flag, Some(false));
     let rows = Value { number: Some(10), ..Value::default() };
     assert!(set(&mut client, &[("schema", text("s")), ("batch_rows", rows.clone())]).await.is_empty());
     assert_eq!(table(&mut client, "SELECT count(*) FROM t").await, ["100"]);
@@ -88,11 +88,24 @@ async fn options_hold_for_the_session_and_all_are_told() {
     assert_eq!(refused(other.execute("FROM t".into(), None).await).0, Code::NotFound, "another session");
     // A name that is none, and values that are none: the others are set.
     let zero = Value { number: Some(0), ..Value::default() };
-    let plain = Value { flag: Some(false), ..Value::default() };
-    assert!(set(&mut client, &[("lossless_types", plain)]).await.is_empty());
-    let info = client.execute("SELECT 1::HUGEINT AS h".into(), None).await.unwrap();
-    let (schema, _) = super::rows(&mut client, info).await;
-    assert!(matches!(schema.field(0).data_type(), arrow_schema::DataType::Decimal128(38, 0)), "{schema:?}");
+    for lossless in [false, true, false] {
+        let asked = Value { flag: Some(lossless), ..Value::default() };
+        assert!(set(&mut client, &[("lossless_types", asked.clone())]).await.is_empty());
+        assert_eq!(get(&mut client).await["lossless_types"], asked);
+        let sql = "SELECT 1::HUGEINT AS h".to_string();
+        let mut prepared = client.prepare(sql.clone(), None).await.unwrap();
+        let announced = prepared.dataset_schema().unwrap().clone();
+        let ways = [client.execute(sql, None).await.unwrap(), prepared.execute().await.unwrap()];
+        for info in ways {
+            let (schema, _) = super::rows(&mut client, info).await;
+            assert_eq!(
+                *schema.field(0).data_type() != arrow_schema::DataType::Decimal128(38, 0),
+                lossless,
+                "{schema:?}"
+            );
+            assert_eq!(schema, announced);
+        }
+    }
     let mut errors = set(
         &mut client,
         &[("nothing", text("x")), ("schema", text("nowhere")), ("batch_rows", zero), ("lossless_types", text("x"))],

@@ -145,7 +145,7 @@ async fn what_goes_through_processed_is_copied_once_on_the_way_in_and_never_on_t
     let engine = Arc::new(Engine::open(&config, metrics.clone()).unwrap());
     let exchangers = Registry::load(&config, engine, metrics).await.unwrap();
     let processed = Chain::parse("processed").unwrap();
-    let output = exchangers.run(&Rights::all("someone"), &processed, input).await.unwrap();
+    let output = exchangers.run(&Rights::all("someone"), &processed, input, true).await.unwrap();
     let response = wire::respond(std::future::ready(Ok(output)), sending(1 << 30, Compression::None));
     let (segments, trailers) = drain(response.into_body()).await;
 
