@@ -74,7 +74,7 @@ impl std::fmt::Display for Principal {
 }
 
 /// What kinds of statements and calls are allowed, each role all of the one before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Role {
     /// Reads, in transactions that cannot write.
     #[default]
@@ -107,7 +107,7 @@ impl FromStr for Role {
 }
 
 /// Patterns of names: `schema.table` with `*` and `?` in both parts; without a dot, tables of the schema `main`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Patterns(Vec<(String, String)>);
 
 impl Patterns {
@@ -193,6 +193,14 @@ pub struct Origin {
     pub peer: Option<String>,
 }
 
+/// What a caller may do with tables.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Grants {
+    role: Role,
+    read: Patterns,
+    write: Patterns,
+}
+
 /// What one caller may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rights {
@@ -202,8 +210,7 @@ pub struct Rights {
     pub role: Role,
     /// The role's name in the configuration, for people.
     pub role_name: String,
-    read: Patterns,
-    write: Patterns,
+    grants: Grants,
     exchangers: Patterns,
     pub allowance: Allowance,
     /// Where there is an audit log.
@@ -232,8 +239,7 @@ impl Rights {
             issuer: Issuer::Server,
             role: Role::Admin,
             role_name: Role::Admin.word().into(),
-            read: Patterns::all(),
-            write: Patterns::all(),
+            grants: Grants { role: Role::Admin, read: Patterns::all(), write: Patterns::all() },
             exchangers: Patterns::all(),
             allowance: Allowance::default(),
             origin: None,
@@ -242,30 +248,37 @@ impl Rights {
 
     /// The least rights that may read every table, for SQL that has a database of its own.
     pub fn reader(user: &str) -> Arc<Self> {
-        Arc::new(Self { role: Role::Reader, role_name: Role::Reader.word().into(), ..(*Self::all(user)).clone() })
+        let all = (*Self::all(user)).clone();
+        let grants = Grants { role: Role::Reader, ..all.grants };
+        Arc::new(Self { role: Role::Reader, role_name: Role::Reader.word().into(), grants, ..all })
+    }
+
+    /// What decides on tables: callers with the same grants may do the same with them.
+    pub fn grants(&self) -> &Grants {
+        &self.grants
     }
 
     pub fn may_read(&self, schema: &str, table: &str) -> bool {
-        !is_own_schema(schema) && (self.read.matches(schema, table) || self.may_write(schema, table))
+        !is_own_schema(schema) && (self.grants.read.matches(schema, table) || self.may_write(schema, table))
     }
 
     pub fn may_write(&self, schema: &str, table: &str) -> bool {
-        !is_own_schema(schema) && self.role >= Role::Writer && self.write.matches(schema, table)
+        !is_own_schema(schema) && self.role >= Role::Writer && self.grants.write.matches(schema, table)
     }
 
     /// Whether there may be a table in that schema that they may read.
     pub fn sees_schema(&self, schema: &str) -> bool {
         !is_own_schema(schema)
-            && (self.read.reaches(schema) || (self.role >= Role::Writer && self.write.reaches(schema)))
+            && (self.grants.read.reaches(schema) || (self.role >= Role::Writer && self.grants.write.reaches(schema)))
     }
 
     /// Whether there is no table that they may not read.
     pub fn read_all(&self) -> bool {
-        self.read.is_all() || self.write_all()
+        self.grants.read.is_all() || self.write_all()
     }
 
     pub fn write_all(&self) -> bool {
-        self.role >= Role::Writer && self.write.is_all()
+        self.role >= Role::Writer && self.grants.write.is_all()
     }
 
     pub fn may_exchange(&self, name: &str) -> bool {
@@ -329,8 +342,11 @@ impl Roles {
             issuer: Issuer::Users,
             role: base,
             role_name: name.into(),
-            read: patterns(&settings.read).and(Patterns::new(read)),
-            write: patterns(&settings.write).and(Patterns::new(write)),
+            grants: Grants {
+                role: base,
+                read: patterns(&settings.read).and(Patterns::new(read)),
+                write: patterns(&settings.write).and(Patterns::new(write)),
+            },
             exchangers: patterns(&settings.exchangers),
             allowance: settings.allowance,
             origin: None,

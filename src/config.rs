@@ -311,6 +311,7 @@ pub struct Limits {
     pub sql_depth: usize,
     pub sql_joins: usize,
     pub sql_expansion: usize,
+    pub decisions_size: Size,
     pub process_memory: Option<Size>,
     pub endpoints: usize,
     pub shared_results: usize,
@@ -455,6 +456,7 @@ impl Default for Config {
                 sql_depth: 128,
                 sql_joins: 128,
                 sql_expansion: 16_384,
+                decisions_size: Size(8 * 1024 * 1024),
                 process_memory: None,
                 endpoints: 1,
                 shared_results: 64,
@@ -831,11 +833,15 @@ const KEYS: &[Key] = &[
     ),
     key!(
         limits.sql_joins,
-        "How many joins a SQL text may have, commas between relations included. DuckDB's planner takes a second for 100 and 17 for 200."
+        "How many joins a SQL text may have, commas between relations and set operations included. DuckDB's planner takes a second for 100 and 17 for 200."
     ),
     key!(
         limits.sql_expansion,
         "How many columns the stars of one SELECT, and how many calls the macros of an expression, may stand for. DuckDB's planner takes seconds for some ten thousand and cannot be interrupted."
+    ),
+    key!(
+        limits.decisions_size,
+        "Texts that are remembered as allowed, so that the catalog is not asked twice what the same text reaches: those of callers with grants on some tables, and those that call macros. \"0B\" remembers none."
     ),
     key!(
         limits.process_memory,

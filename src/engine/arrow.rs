@@ -8,7 +8,7 @@ use arrow_array::{
     Array, RecordBatch, RecordBatchOptions, StructArray,
     ffi::{FFI_ArrowArray, FFI_ArrowSchema, from_ffi_and_data_type, to_ffi},
 };
-use arrow_schema::{DataType, Fields, Schema, SchemaRef};
+use arrow_schema::{DataType, FieldRef, Fields, Schema, SchemaRef};
 
 use super::{
     plain::{self, Form},
@@ -18,6 +18,29 @@ use crate::error::{Error, Result};
 
 /// Field metadata that keeps the DuckDB type where Arrow has no form of its own for it (ENUM, TUPLE).
 pub(super) const DUCKDB_TYPE: &str = "mallard.duckdb_type";
+
+/// Whoever reads a schema from a message verifies it first, and a flatbuffer's tables may stand in each other 64 deep: beside
+/// the types these are the message, the schema, the column and what the innermost type says of itself.
+const MOST_LEVELS: usize = 60;
+
+/// How many types stand in each other, the outermost included.
+fn levels(data_type: &DataType) -> usize {
+    let deepest = |fields: &mut dyn Iterator<Item = &FieldRef>| fields.map(|field| levels(field.data_type())).max();
+    let inner = match data_type {
+        DataType::List(field)
+        | DataType::LargeList(field)
+        | DataType::ListView(field)
+        | DataType::LargeListView(field)
+        | DataType::FixedSizeList(field, _)
+        | DataType::Map(field, _) => Some(levels(field.data_type())),
+        DataType::Struct(fields) => deepest(&mut fields.iter()),
+        DataType::Union(fields, _) => deepest(&mut fields.iter().map(|(_, field)| field)),
+        DataType::Dictionary(_, value) => Some(levels(value)),
+        DataType::RunEndEncoded(_, values) => Some(levels(values.data_type())),
+        _ => None,
+    };
+    1 + inner.unwrap_or(0)
+}
 
 /// How arrays of one result become record batches.
 pub(super) struct Importer {
@@ -34,6 +57,13 @@ impl Importer {
         // SAFETY: both are the C Data Interface's ArrowSchema; ownership moves to the arrow-rs type, which releases it.
         let raw = unsafe { std::mem::transmute::<duckdb::ffi::ArrowSchema, FFI_ArrowSchema>(schema.into_raw()) };
         let raw = Schema::try_from(&raw).map_err(|error| Error::Unsupported(error.to_string()))?;
+        if let Some(deep) = raw.fields().iter().find(|field| levels(field.data_type()) > MOST_LEVELS) {
+            return Err(Error::invalid(format!(
+                "column \"{}\": its type nests {} levels deep, and the messages of Arrow's IPC format hold {MOST_LEVELS}",
+                deep.name(),
+                levels(deep.data_type())
+            )));
+        }
         let changes = raw.fields().iter().any(|field| plain::changes(field, Form::of(plain)));
         let fields: Fields = raw.fields().iter().map(|field| plain::field(field, Form::of(plain))).collect();
         let schema = Arc::new(Schema::new(fields));

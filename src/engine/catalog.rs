@@ -17,7 +17,8 @@ use super::{
     arrow::Importer,
     binding::Values,
     error::discreet,
-    guard, line,
+    guard::{self, Sees},
+    line,
     query::{Ask, status_schema},
     statement::{self, Expansion},
     types::arrow_schema,
@@ -124,39 +125,41 @@ impl Engine {
         let caller = rights.clone();
         let moved = settings.moves_names();
         let plain = settings.plain(&self.shared);
-        let work = move |shared: &Shared, connection: &Connection, moved: bool, in_transaction: bool| {
-            let statement = guard::admit(shared, connection, &sql, &caller)?;
-            guard::check_names(&caller, moved)?;
-            let read_only = caller.role < Role::Writer && !in_transaction;
-            let planned = match read_only {
-                true => {
-                    reading(shared, connection, || plan(shared, connection, &statement, values.as_ref(), plain, true))
-                }
-                false => plan(shared, connection, &statement, values.as_ref(), plain, in_transaction),
+        let work =
+            move |shared: &Shared, connection: &Connection, moved: bool, in_transaction: bool, sees: Sees<'_>| {
+                let statement = guard::admit(shared, connection, &sql, &caller, sees)?;
+                guard::check_names(&caller, moved)?;
+                let read_only = caller.role < Role::Writer && !in_transaction;
+                let planned = match read_only {
+                    true => reading(shared, connection, || {
+                        plan(shared, connection, &statement, values.as_ref(), plain, true)
+                    }),
+                    false => plan(shared, connection, &statement, values.as_ref(), plain, in_transaction),
+                };
+                planned.map_err(|error| discreet(error, &caller))
             };
-            planned.map_err(|error| discreet(error, &caller))
-        };
         // DuckDB does not look at an interrupt while it plans: the statement is listed for as long as its thread is busy,
         // also where its client was told already that it has ended.
         let seen = self.shared.see_planning(rights, &ask.sql);
         let listed = seen.clone();
-        let work = move |shared: &Shared, connection: &Connection, moved: bool, in_transaction: bool| {
-            listed.plans();
-            work(shared, connection, moved, in_transaction)
-        };
+        let work =
+            move |shared: &Shared, connection: &Connection, moved: bool, in_transaction: bool, sees: Sees<'_>| {
+                listed.plans();
+                work(shared, connection, moved, in_transaction, sees)
+            };
         let planned = async {
             let Some(line) = line else {
                 let planned = self.call(rights, move |shared, connection| {
                     line::apply(shared, connection, &settings)?;
-                    work(shared, connection, moved, false)
+                    work(shared, connection, moved, false, Sees::Committed)
                 });
                 return planned.await;
             };
             let planned = self.call_on_line(rights, &line, move |shared, kept| {
                 kept.apply(shared, &settings)?;
                 let moved = moved || kept.moved;
-                let in_transaction = kept.in_transaction;
-                let plan = work(shared, kept.connection(shared)?, moved, in_transaction)?;
+                let (in_transaction, sees) = (kept.in_transaction, kept.sees());
+                let plan = work(shared, kept.connection(shared)?, moved, in_transaction, sees)?;
                 if in_transaction && plan.rows.is_some() {
                     // DuckDB plans in an aborted one all the same.
                     kept.is_sound(shared)?;
@@ -201,8 +204,8 @@ impl Engine {
                         columns += schema.fields().len();
                         tables.push((name, schema));
                     }
-                    // A view over something that is gone cannot be read, and the others can.
-                    Err(Error::NotFound(_) | Error::Sql(_)) => {}
+                    // A view over something that is gone cannot be read, nor can a type that no message holds; the others can.
+                    Err(Error::NotFound(_) | Error::Sql(_) | Error::Invalid(_)) => {}
                     Err(error) => return Err(error),
                 }
             }

@@ -48,6 +48,10 @@ impl Redact {
             Code::RuntimeInternal if lower.contains("database has been invalidated") => Error::Broken(message),
             // A block that is not what was written; whoever reads it again gets the same.
             _ if lower.starts_with("corrupt database file") => Error::Corrupt(message),
+            // Of a type that the client asks for: INTEGER[3][3].. is as large as the product.
+            Code::RuntimeInternal if lower.contains("requested allocation size") => {
+                Error::Limit { what: message, key: "database.memory_limit" }
+            }
             Code::RuntimeInternal | Code::RuntimeNullPointer | Code::Api => Error::Internal(message),
             // Whatever it was opened for; only with the codes of files and of commits.
             Code::IoReadFailure | Code::IoGeneral | Code::DatabaseTransaction

@@ -18,6 +18,7 @@ use super::{
     catalog::{TableName, literal, quote},
     columns::{self, Column},
     creation::Turn,
+    definitions::Change,
     guard,
     interruption::Manner,
     line::{Line, Place, Settings},
@@ -266,15 +267,15 @@ impl Work<'_> {
             self.shared.execute(connection, "BEGIN TRANSACTION")?;
         }
         // Until the transaction has ended.
-        let mut turn = None;
-        let opened = self.open(connection, cancel, &table, joins, &mut turn);
+        let (mut turn, mut change) = (None, None);
+        let opened = self.open(connection, cancel, &table, joins, &mut turn, &mut change);
         let staged = opened.and_then(|opened| self.stage(connection, cancel, &table, &opened)).and_then(|staged| {
             report.send(staged).map_err(|_| Error::Cancelled)?;
             // The sender is dropped without a word when the caller gives up.
             cancel.wait(decided)?.map_err(|_| Error::Cancelled)?;
             self.shared.may_store()
         });
-        match staged {
+        let outcome = match staged {
             Ok(()) if joins => Ok(()),
             Ok(()) => self.shared.execute(connection, "COMMIT").map(|_| ()),
             Err(error) => {
@@ -284,7 +285,11 @@ impl Work<'_> {
                 let _ = self.shared.execute(connection, end);
                 Err(error)
             }
+        };
+        if let Some(change) = change {
+            place.has_changed(change);
         }
+        outcome
     }
 
     /// The target as SQL. What is not to be temporary never is: a bare name in a session means its temporary table first.
@@ -338,6 +343,7 @@ impl Work<'_> {
         table: &str,
         joins: bool,
         turn: &mut Option<Turn>,
+        change: &mut Option<Change>,
     ) -> Result<Opened> {
         let Target { mode, temporary, .. } = &self.target;
         let shared = self.shared;
@@ -364,6 +370,7 @@ impl Work<'_> {
                 }
             }
             let columns = self.as_sent(connection)?;
+            *change = Some(shared.definitions.change());
             match self.create(connection, table, &columns) {
                 Ok(()) => return Ok(Opened { columns, existed: false }),
                 Err(error) if joins || *temporary || tries == TRIES => return Err(error),

@@ -17,6 +17,8 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Engine, Shared,
+    definitions::Change,
+    guard::Sees,
     interruption::Manner,
     literal,
     pool::{Cancel, lock},
@@ -97,6 +99,10 @@ pub(super) struct Kept {
     applied: Settings,
     /// A client's own USE or SET schema: names mean something else now than the guard takes them for.
     pub(super) moved: bool,
+    /// Whether something was run on it after which it may see what other connections do not: temporary tables, settings.
+    sees_its_own: bool,
+    /// What the open transaction has changed besides rows.
+    change: Option<Change>,
     line: Weak<Ends>,
 }
 
@@ -264,6 +270,39 @@ impl Place {
         }
     }
 
+    /// Something besides rows is about to be changed here. The change is to be held until it is committed or undone; a line
+    /// holds that of its open transaction itself.
+    pub(super) fn changes(&mut self, shared: &Shared) -> Option<Change> {
+        self.has_changed(shared.definitions.change())
+    }
+
+    pub(super) fn has_changed(&mut self, change: Change) -> Option<Change> {
+        let Self::Kept(seat) = self else { return Some(change) };
+        let kept = seat.kept();
+        kept.sees_its_own = true;
+        match kept.in_transaction {
+            true => {
+                kept.change = Some(change);
+                None
+            }
+            false => Some(change),
+        }
+    }
+
+    /// A setting of this connection is about to be changed.
+    pub(super) fn sets(&mut self) {
+        if let Self::Kept(seat) = self {
+            seat.kept().sees_its_own = true;
+        }
+    }
+
+    pub(super) fn sees(&self) -> Sees<'static> {
+        match self {
+            Self::Own(_) => Sees::Committed,
+            Self::Kept(seat) => seat.0.sees(),
+        }
+    }
+
     /// How a cancellation ends a statement here.
     pub(super) fn manner(&self) -> Manner {
         if self.in_transaction() { Manner::Patiently } else { Manner::AtOnce }
@@ -289,6 +328,13 @@ impl Drop for Seat {
 }
 
 impl Kept {
+    pub(super) fn sees(&self) -> Sees<'static> {
+        match self.in_transaction || self.sees_its_own || self.moved {
+            true => Sees::ItsOwn,
+            false => Sees::Committed,
+        }
+    }
+
     /// The connection, made at its first use.
     pub(super) fn connection(&mut self, shared: &Shared) -> Result<&Connection> {
         if self.connection.is_none() {
@@ -351,6 +397,8 @@ impl Engine {
                 aborted: None,
                 applied: Settings::default(),
                 moved: false,
+                sees_its_own: false,
+                change: None,
                 line: line.clone(),
             })),
             used: Mutex::new(Instant::now()),
@@ -387,6 +435,8 @@ impl Engine {
                 return Err(Error::State("no transaction is open".into()));
             }
             kept.in_transaction = false;
+            // Until it has ended.
+            let _change = kept.change.take();
             if !commit {
                 kept.aborted = None;
                 return shared.execute(kept.connection(shared)?, "ROLLBACK").map(drop);

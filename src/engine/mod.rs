@@ -12,6 +12,7 @@ mod carry;
 mod catalog;
 mod columns;
 mod creation;
+mod definitions;
 mod error;
 mod files;
 pub mod guard;
@@ -132,6 +133,8 @@ struct Shared {
     /// Asked for once.
     database_name: OnceLock<String>,
     creations: creation::Creations,
+    definitions: definitions::Definitions,
+    decisions: guard::Decisions,
     /// Held while a backup is made.
     backing_up: Mutex<()>,
     /// Whether DuckDB has said that the database is unusable, and it has not been reopened since.

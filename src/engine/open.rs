@@ -80,6 +80,8 @@ impl Engine {
             types: Default::default(),
             database_name: Default::default(),
             creations: Default::default(),
+            definitions: Default::default(),
+            decisions: guard::Decisions::new(config.limits.decisions_size),
             backing_up: Mutex::default(),
             broken: watch::Sender::new(false),
             blamed: Default::default(),

@@ -32,7 +32,7 @@ use super::{
     pool::{Cancel, CancelOnDrop, lock},
     rows::{self, Rows},
     seen::{Seen, Waiting},
-    statement,
+    statement::{self, Effect},
     steps::Steps,
     width,
 };
@@ -326,13 +326,23 @@ fn run(
     place.works();
     let connection = place.connection()?;
     cancel.arm(connection.interrupt_handle(), place.manner())?;
-    let (statement, moves) = guard::admit(shared, connection, sql, &setup.rights)
+    let (statement, moves) = guard::admit(shared, connection, sql, &setup.rights, place.sees())
         .and_then(|statement| {
             let moves = matches!(place, Place::Kept(_)) && statement::moves_names(&statement)?;
             guard::check_names(&setup.rights, moves || place.is_moved() || setup.settings.moves_names())?;
             Ok((statement, moves))
         })
         .inspect_err(|_| shared.identify(&answer.seen, connection, statement::class_of_text(connection, sql)))?;
+    // Held until it is committed.
+    let _change = match statement::effect(connection, &statement)? {
+        Effect::Rows => None,
+        Effect::Settings => {
+            place.sets();
+            None
+        }
+        Effect::Definitions => place.changes(shared),
+    };
+    let connection = place.connection()?;
     if !statement::only_reads(&statement)? {
         // Its transaction cannot be kept without it.
         cancel.arm_at_once()?;

@@ -144,6 +144,7 @@ impl Engine {
     /// Ends what runs, closes the invalidated database and opens its file again. Statements that do not end within
     /// `patience` keep it from that. Blocks, for as long as DuckDB replays the log.
     pub fn reopen(&self, patience: Duration) -> Result<()> {
+        let _change = self.shared.definitions.change();
         let shared = &self.shared;
         let _alone = lock(&shared.reopening);
         let invalidated = {

@@ -8,7 +8,12 @@ use std::{collections::BTreeSet, sync::Arc};
 use duckdb::{Parameters, connection::Connection};
 use serde_json::Value;
 
-use super::{Shared, calls, carry::Carry, guard::BuiltIns, sandbox::INPUT};
+use super::{
+    Shared, calls,
+    carry::Carry,
+    guard::{self, BuiltIns},
+    sandbox::INPUT,
+};
 use crate::error::{Error, Result};
 
 /// How a query reads the input.
@@ -40,13 +45,8 @@ impl Shape {
     }
 
     pub(super) fn of(shared: &Shared, connection: &Connection, sql: &str) -> Result<Self> {
-        let rows = shared.rows(
-            connection,
-            "SELECT json_serialize_sql($1::VARCHAR, skip_default := true)::VARCHAR",
-            Parameters::positional(&[&sql]),
-        )?;
-        let text = rows.into_iter().flatten().next().unwrap_or_default();
-        let tree: Value = serde_json::from_str(&text).map_err(Error::internal)?;
+        // Nothing where DuckDB has no tree of it.
+        let tree = guard::tree_of(shared, connection, sql)?.unwrap_or_default();
         let mut walk = Walk {
             built_ins: shared.built_ins(),
             scope: vec![(INPUT.to_string(), Reads::EachRow)],

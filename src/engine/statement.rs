@@ -115,6 +115,29 @@ pub(super) fn changes(connection: &Connection, statement: &Statement<'_>) -> Res
     }
 }
 
+/// What may be different after a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Nothing but rows of tables.
+    Rows,
+    /// Settings of its connection.
+    Settings,
+    /// Tables, views and all else that has a name. Every statement that is not known to leave them alone: EXPLAIN ANALYZE
+    /// runs what it explains.
+    Definitions,
+}
+
+pub(super) fn effect(connection: &Connection, statement: &Statement<'_>) -> Result<Effect> {
+    use StatementType as Kind;
+    Ok(match kind(statement)? {
+        Kind::Select | Kind::Insert | Kind::Update | Kind::Delete | Kind::MergeInto => Effect::Rows,
+        Kind::Set | Kind::VariableSet => Effect::Settings,
+        // A type of its connection's own.
+        Kind::Multi if expansion(connection, statement)? == Expansion::Pivot => Effect::Settings,
+        _ => Effect::Definitions,
+    })
+}
+
 /// Whether it changes what there is besides rows.
 pub(super) fn defines(statement: &Statement<'_>) -> Result<bool> {
     use StatementType as Kind;

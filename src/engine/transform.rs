@@ -25,7 +25,7 @@ use super::{
     carry::{Carried, Carry},
     catalog,
     error::discreet,
-    guard,
+    guard::{self, Sees},
     interruption::Manner,
     open::LOCK,
     origins::{Restored, is_plain, origins},
@@ -77,12 +77,12 @@ impl Engine {
         let sql = sql.to_string();
         self.call(&Rights::all("mallard"), move |shared, connection| {
             // What is no SELECT is told as such before it is told that readers may not run it.
-            let parsed = guard::admit(shared, connection, &sql, &Rights::all("exchanger"))?;
+            let parsed = guard::admit(shared, connection, &sql, &Rights::all("exchanger"), Sees::ItsOwn)?;
             match statement::kind(&parsed)? {
                 StatementType::Select => {}
                 other => return Err(Error::invalid(format!("an exchanger is one SELECT over {INPUT}, not {other:?}"))),
             }
-            guard::admit(shared, connection, &sql, &Rights::reader("exchanger"))?;
+            guard::admit(shared, connection, &sql, &Rights::reader("exchanger"), Sees::ItsOwn)?;
             let used = parsed.parameter_names().map_err(|error| shared.cause(&error))?;
             let same = |a: &str, b: &str| a.eq_ignore_ascii_case(b);
             if let Some(unknown) = used.iter().find(|used| !declared.iter().any(|one| same(&one.name, used))) {
@@ -248,7 +248,7 @@ impl Work<'_> {
         let empty = self.sources.of(RecordBatch::new_empty(self.source.schema()), Sharing::Single)?;
         self.show(connection, &empty)?;
         let sql = &transformation.sql;
-        let statement = guard::admit_with(shared, connection, sql, self.rights, &[INPUT])
+        let statement = guard::admit(shared, connection, sql, self.rights, Sees::Given(&[INPUT]))
             .inspect_err(|_| shared.identify(self.seen, connection, statement::class_of_text(connection, sql)))?;
         shared.identify(self.seen, connection, statement::class(statement::kind(&statement)?));
         let values: Vec<Value> = transformation
@@ -301,7 +301,7 @@ impl Work<'_> {
     ) -> Option<Run<'c>> {
         let empty = self.sources.of(RecordBatch::new_empty(self.source.schema()), Sharing::Single).ok()?;
         self.show(connection, &empty).ok()?;
-        let statement = guard::admit_with(self.shared, connection, &carry.sql, self.rights, &[INPUT]).ok()?;
+        let statement = guard::admit(self.shared, connection, &carry.sql, self.rights, Sees::Given(&[INPUT])).ok()?;
         let importer = self.columns(connection, &statement, parameters, plain).ok()?;
         let carried = carry.resolve(&self.source.schema(), &whole.schema(), &importer.schema())?;
         self.source.keep();

@@ -1,6 +1,7 @@
 //! Grants hold for what DuckDB binds, whatever the text looks like: attacks, DuckDB's folding of names, and generated
 //! statements beside a database in which nothing else exists than what the caller may read.
 
+use arrow_flight::sql::EndTransaction;
 use mallard::{
     access::{Role, fold},
     client::Client,
@@ -102,6 +103,80 @@ async fn what_duckdb_binds_beside_what_a_text_says_is_refused() {
     assert_eq!(row(&admin, "SELECT count(*)::VARCHAR || sum(id)::VARCHAR FROM secrets").await, ["142"]);
     let counter = "SELECT last_value IS NULL FROM duckdb_sequences() WHERE sequence_name = 'counter'";
     assert_eq!(row(&admin, counter).await, ["true"]);
+}
+
+/// What is let through is remembered, for as long as nothing changes that it depends on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_remembered_decision_does_not_outlive_what_it_was_made_on() {
+    let mut config: Config = with_login(test_config());
+    for (role, read) in [("sales", "sales.*"), ("both", "*.*"), ("orders", "sales.orders")] {
+        let base = Some(Role::Reader);
+        config
+            .auth
+            .roles
+            .insert(role.into(), RoleSettings { base, read: Some(vec![read.into()]), ..Default::default() });
+    }
+    let users = [("ann", "sales"), ("bob", "both"), ("eve", "orders")];
+    let server = TestServer::with(with_users(config, &users)).await;
+    let admin = server.client_of(USER).await;
+    for sql in [
+        "CREATE SCHEMA sales",
+        "CREATE SCHEMA hr",
+        "CREATE TABLE sales.orders AS SELECT 1 AS id",
+        "CREATE TABLE hr.salaries AS SELECT 42 AS salary",
+        "CREATE MACRO sales.twice(x) AS 2 * x",
+        "CREATE VIEW sales.seen AS FROM sales.orders",
+    ] {
+        run(&admin, sql).await;
+    }
+    let [ann, bob, eve] = server.clients(&users).await.try_into().ok().expect("three users");
+    let told = async |client: &Client, sql: &str| match answer(client, sql).await {
+        Ok(rows) => rows.join(" "),
+        Err(error) => format!("{:?}", error.code()),
+    };
+    let call = "SELECT sales.twice(21) FROM sales.seen";
+    for _ in 0..3 {
+        assert_eq!(told(&ann, call).await, "42");
+        // The same text, with other grants.
+        assert_eq!(told(&bob, call).await, "42");
+        assert_eq!(told(&eve, call).await, "PermissionDenied");
+    }
+    let hidden = "CREATE OR REPLACE MACRO sales.twice(x) AS x + (SELECT max(salary) FROM hr.salaries)";
+    let open = "CREATE OR REPLACE MACRO sales.twice(x) AS 2 * x";
+    let mut sql = server.sql_of(USER).await;
+    // By a ticket, as an update, prepared, and behind EXPLAIN ANALYZE where DuckDB does so.
+    for way in 0..4 {
+        assert_eq!(told(&ann, call).await, "42", "{way}");
+        match way {
+            0 => run(&admin, hidden).await,
+            1 => drop(sql.execute_update(hidden.to_string(), None).await.unwrap()),
+            2 => drop(sql.prepare(hidden.to_string(), None).await.unwrap().execute_update().await.unwrap()),
+            _ => {
+                let _ = answer(&admin, &format!("EXPLAIN ANALYZE {hidden}")).await;
+                run(&admin, hidden).await;
+            }
+        }
+        assert_eq!(told(&ann, call).await, "PermissionDenied", "{way}");
+        assert_eq!(told(&bob, call).await, "63", "{way}");
+        run(&admin, open).await;
+        assert_eq!(told(&ann, call).await, "42", "{way}");
+    }
+    // In a transaction it counts from the commit on.
+    for commits in [false, true] {
+        let transaction = sql.begin_transaction().await.unwrap();
+        sql.execute_update(hidden.to_string(), Some(transaction.clone())).await.unwrap();
+        assert_eq!(told(&ann, call).await, "42");
+        let action = if commits { EndTransaction::Commit } else { EndTransaction::Rollback };
+        sql.end_transaction(transaction, action).await.unwrap();
+        assert_eq!(told(&ann, call).await, if commits { "PermissionDenied" } else { "42" });
+    }
+    // What is gone, or stands for something else by now, is looked for anew.
+    let seen = "SELECT id FROM sales.seen";
+    assert_eq!(told(&ann, seen).await, "1");
+    run(&admin, "DROP VIEW sales.seen").await;
+    assert_eq!(told(&ann, seen).await, "NotFound");
+    run(&admin, "CREATE VIEW sales.seen AS SELECT 2 AS id").await;
+    assert_eq!(told(&ann, seen).await, "2");
 }
 
 #[tokio::test(flavor = "multi_thread")]

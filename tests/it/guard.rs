@@ -321,6 +321,12 @@ async fn texts_that_expand_beyond_the_limit_are_refused_before_they_are_bound() 
         format!("SELECT 1 FROM (SELECT 1 FROM {})", relations(300)),
         format!("UPDATE t SET i = 1 FROM {}", relations(300)),
         format!("DELETE FROM t USING {}", relations(300)),
+        format!("SELECT 1{}", " EXCEPT SELECT 1".repeat(300)),
+        format!("SELECT 1{}", " INTERSECT SELECT 1".repeat(300)),
+        format!("SELECT 1{}", " UNION ALL SELECT 1".repeat(3000)),
+        // An explained plan is drawn, which takes longer than to make it.
+        format!("EXPLAIN SELECT 1 {}{}", "EXCEPT (SELECT 1 ".repeat(60), ")".repeat(60)),
+        format!("EXPLAIN (ANALYZE) SELECT 1 FROM {}", relations(60)),
     ] {
         let refused = client.query(&joins).await.err().expect("300 joins");
         assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");

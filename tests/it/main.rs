@@ -39,6 +39,7 @@ mod limits;
 mod login_flood;
 mod metadata;
 mod names;
+mod nesting;
 #[cfg(feature = "wasm")]
 mod parameters;
 mod planning;

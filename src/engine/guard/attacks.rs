@@ -221,7 +221,7 @@ pub(in crate::engine) fn self_test(shared: &Shared, connection: &Connection) -> 
         let sql = sql.replace("{db}", &shared.config.database.path);
         for rights in rights.iter().filter(|rights| rights.role <= *denied_to) {
             let admin_may = shared.config.database.external_access && rights.role == Role::Admin;
-            if !admin_may && super::admit(shared, connection, &sql, rights).is_ok() {
+            if !admin_may && super::admit(shared, connection, &sql, rights, super::Sees::ItsOwn).is_ok() {
                 let role = rights.role.word();
                 return Err(Error::internal(format!("the SQL guard lets a {role} run what it must not: {sql}")));
             }
@@ -251,13 +251,13 @@ fn test_grants(shared: &Shared) -> Result<()> {
     auth.roles.insert("narrow".into(), settings);
     let narrow = Roles::new(&auth).rights("self-test", Some("narrow"), &[], &[])?;
     for sql in GRANT_ATTACKS {
-        if super::admit(scratch, &connection, sql, &narrow).is_ok() {
+        if super::admit(scratch, &connection, sql, &narrow, super::Sees::ItsOwn).is_ok() {
             return Err(Error::internal(format!(
                 "the SQL guard lets a caller without a grant run what it must not: {sql}"
             )));
         }
     }
     // One that refuses everything would pass, too.
-    super::admit(scratch, &connection, "SELECT b.high, sales.twice(1) FROM sales.bands b, scratch.mine", &narrow)
-        .map(drop)
+    let allowed = "SELECT b.high, sales.twice(1) FROM sales.bands b, scratch.mine";
+    super::admit(scratch, &connection, allowed, &narrow, super::Sees::ItsOwn).map(drop)
 }

@@ -7,10 +7,15 @@
 
 use std::collections::{HashMap, HashSet};
 
-use duckdb::{Parameters, connection::Connection, query_result::StatementType};
+use duckdb::{Parameters, connection::Connection};
 use serde_json::Value;
 
-use super::{super::Shared, Token, tokens::is_word};
+use super::{
+    super::Shared,
+    Token,
+    tokens::is_word,
+    tree::{self, Text},
+};
 use crate::{
     engine::literal,
     error::{Error, Result},
@@ -25,26 +30,34 @@ const FEW_JOINS: usize = 4;
 /// Columns of a table function whose columns are not known before it is bound.
 const COLUMNS_OF_FUNCTION: u64 = 32;
 
-/// Refuses a text that expands beyond `limits.sql_joins` or `limits.sql_expansion`.
-pub(super) fn check(
-    shared: &Shared,
-    connection: &Connection,
-    sql: &str,
-    tokens: &[Token<'_>],
-    kind: StatementType,
-) -> Result<()> {
+/// Refuses a text that expands beyond `limits.sql_joins` or `limits.sql_expansion`. Whether the catalog was looked at for that.
+pub(super) fn check(text: &Text<'_>) -> Result<bool> {
+    let Text { shared, connection, tokens, .. } = *text;
     let joins = joins(tokens);
-    let most = shared.config.limits.sql_joins;
+    // DuckDB draws an explained plan as wide as it is deep, which takes the cube of its operators.
+    let most = shared.config.limits.sql_joins / if text.explained { 4 } else { 1 };
     if joins > most {
-        let what = format!("the SQL text joins {joins} times, more than {most}");
+        let explained = if text.explained { ", as EXPLAIN of it may have" } else { "" };
+        let what = format!("the SQL text has {joins} joins and set operations, more than {most}{explained}");
         return Err(Error::Limit { what, key: "limits.sql_joins" });
+    }
+    let elements = array_elements(tokens);
+    if elements > MOST_ELEMENTS {
+        return Err(Error::invalid(format!(
+            "an array type of the SQL text has {elements} elements in each value, more than {MOST_ELEMENTS}"
+        )));
+    }
+    let lambdas = lambdas(tokens);
+    if lambdas > shared.config.limits.sql_expansion as u64 {
+        let what = format!("DuckDB would bind the lambdas of the SQL text, which stand in each other, {lambdas} times");
+        return Err(Error::Limit { what, key: "limits.sql_expansion" });
     }
     let stars: usize = (0..tokens.len()).map(|at| stars_at(tokens, at)).sum();
     let with = tokens.iter().any(|token| is_word(Some(token), "with"));
     let called = called(shared, tokens);
     let few = stars < FEW_STARS && !(with && joins >= FEW_JOINS);
     if few && called.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let mut expansion = Expansion {
         shared,
@@ -57,14 +70,15 @@ pub(super) fn check(
     };
     expansion.load_macros(called)?;
     if few && expansion.macros.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     expansion.load_tables(tokens)?;
-    match query(sql, tokens, kind).map(|query| expansion.tree(&query)).transpose()?.flatten() {
-        Some(tree) => expansion.columns(&tree["statements"][0]["node"], &mut Vec::new()).map(drop),
+    match text.tree()? {
+        Some(tree) => drop(expansion.columns(&tree["statements"][0]["node"], &mut Vec::new())?),
         // Without a tree, each SELECT list is taken to be nested in the one before.
-        None => expansion.text(tokens),
+        None => expansion.text(tokens)?,
     }
+    Ok(true)
 }
 
 /// The stars of one token: signs behind which no product is, and COLUMNS.
@@ -89,26 +103,15 @@ fn stars_at(tokens: &[Token<'_>], at: usize) -> usize {
     stars
 }
 
-/// JOIN, and commas between relations.
+/// Unions that count as one join: they are planned so much sooner, and programs write hundreds.
+const UNIONS: usize = 16;
+
+/// JOIN, commas between relations, and set operations.
 fn joins(tokens: &[Token<'_>]) -> usize {
-    const ENDS: [&str; 14] = [
-        "where",
-        "group",
-        "having",
-        "window",
-        "qualify",
-        "order",
-        "limit",
-        "offset",
-        "union",
-        "intersect",
-        "except",
-        "select",
-        "returning",
-        "set",
-    ];
+    const ENDS: [&str; 11] =
+        ["where", "group", "having", "window", "qualify", "order", "limit", "offset", "select", "returning", "set"];
     // For each open bracket, and outside of all: whether a FROM clause is read.
-    let (mut clauses, mut joins) = (vec![false], 0);
+    let (mut clauses, mut joins, mut unions) = (vec![false], 0, 0);
     for token in tokens {
         if token.is_keyword() {
             let word = token.name();
@@ -116,6 +119,8 @@ fn joins(tokens: &[Token<'_>]) -> usize {
             match word.as_str() {
                 "from" | "using" => *from = true,
                 "join" => joins += 1,
+                "except" | "intersect" => (joins, *from) = (joins + 1, false),
+                "union" => (unions, *from) = (unions + 1, false),
                 word if ENDS.contains(&word) => *from = false,
                 _ => {}
             }
@@ -133,7 +138,96 @@ fn joins(tokens: &[Token<'_>]) -> usize {
             }
         }
     }
-    joins
+    joins + unions / UNIONS
+}
+
+/// DuckDB allocates 2,048 values of an array type at once, and takes more than 2^48 bytes for a defect of its own, after which
+/// the database has to be opened anew.
+const MOST_ELEMENTS: u64 = 1 << 26;
+
+/// The largest array type of a text: INTEGER[3][4] has 12 elements, and so has STRUCT(a INTEGER[3])[4]. Larger sizes than
+/// DuckDB's largest are places in a list.
+fn array_elements(tokens: &[Token<'_>]) -> u64 {
+    const LARGEST: u64 = 100_000;
+    // For each open bracket: the largest in it, and of what it stands behind.
+    let (mut open, mut behind, mut size) = (vec![(1_u64, 1_u64)], 1_u64, None);
+    let mut largest = 1;
+    for token in tokens {
+        if !token.is_operator() {
+            let number = token.text.parse::<u64>().ok();
+            (size, behind) = (number.filter(|number| *number <= LARGEST), if number.is_some() { behind } else { 1 });
+            continue;
+        }
+        for sign in token.text.chars() {
+            match sign {
+                '(' | '[' | '{' => {
+                    open.push((1, behind));
+                    behind = 1;
+                }
+                ')' | ']' | '}' if open.len() > 1 => {
+                    let (within, before) = open.pop().unwrap_or((1, 1));
+                    behind = match (sign, size) {
+                        (']', Some(size)) => before.saturating_mul(size),
+                        (']', None) => before.max(within),
+                        _ => within,
+                    };
+                    largest = largest.max(behind);
+                    let around = open.last_mut().expect("the outermost is never closed");
+                    around.0 = around.0.max(behind);
+                }
+                _ => behind = 1,
+            }
+            size = None;
+        }
+    }
+    largest
+}
+
+/// How often DuckDB binds lambdas: each one's body twice, and so those in it. `[body FOR x IN list]` is one.
+fn lambdas(tokens: &[Token<'_>]) -> u64 {
+    #[derive(Default)]
+    struct Bracket {
+        /// Of what stands in front of the lambda, or in a bracket without one.
+        beside: u64,
+        body: u64,
+        lambda: bool,
+        comprehension: bool,
+    }
+    impl Bracket {
+        fn cost(&self) -> u64 {
+            let once = self.beside.saturating_add(self.body);
+            match self.lambda || self.comprehension {
+                true => once.saturating_add(if self.lambda { self.body } else { self.beside }).saturating_add(1),
+                false => once,
+            }
+        }
+    }
+    let mut open = vec![Bracket::default()];
+    let close = |open: &mut Vec<Bracket>| {
+        let cost = open.pop().map_or(0, |closed| closed.cost());
+        let around = open.last_mut().expect("the outermost is never closed");
+        let sum = if around.lambda { &mut around.body } else { &mut around.beside };
+        *sum = sum.saturating_add(cost);
+    };
+    for token in tokens {
+        let innermost = open.last_mut().expect("never empty");
+        if is_word(Some(token), "lambda") {
+            innermost.lambda = true;
+        } else if is_word(Some(token), "for") {
+            innermost.comprehension = true;
+        }
+        for sign in token.text.chars().filter(|_| token.is_operator()) {
+            match sign {
+                '(' | '[' | '{' => open.push(Bracket::default()),
+                ')' | ']' | '}' if open.len() > 1 => close(&mut open),
+                _ => {}
+            }
+        }
+    }
+    while open.len() > 1 {
+        close(&mut open);
+    }
+    open[0].cost()
 }
 
 /// What the text calls and DuckDB does not have built in: macros, if there are any.
@@ -141,49 +235,6 @@ fn called(shared: &Shared, tokens: &[Token<'_>]) -> HashSet<String> {
     let opens = |at: usize| tokens.get(at + 1).is_some_and(|next| next.text.starts_with('('));
     let calls = tokens.iter().enumerate().filter(|(at, token)| token.is_name() && opens(*at));
     calls.map(|(_, token)| token.name()).filter(|name| !shared.built_ins().has(name)).collect()
-}
-
-/// The query within a statement, as the text of one: DuckDB has trees of queries only.
-fn query(sql: &str, tokens: &[Token<'_>], kind: StatementType) -> Option<String> {
-    use StatementType as Kind;
-    let last = tokens.iter().rposition(|token| token.text != ";")?;
-    let tokens = &tokens[..=last];
-    let part = |from: usize, to: usize| Some(&sql[tokens.get(from)?.start..tokens.get(to)?.end()]);
-    match kind {
-        Kind::Select => part(0, last).map(str::to_string),
-        Kind::Insert | Kind::Update | Kind::Delete => {
-            Some(format!("WITH mallard_change AS ({}\n) SELECT 1", part(0, last)?))
-        }
-        Kind::Create | Kind::CreateFunc => {
-            let is_macro = tokens[..tokens.len().min(6)]
-                .iter()
-                .any(|token| is_word(Some(token), "macro") || is_word(Some(token), "function"));
-            let mut depth = 0_i32;
-            let at = tokens.iter().position(|token| {
-                if token.is_operator() {
-                    let signs = token.text.chars();
-                    depth += signs.fold(0, |sum, sign| sum + i32::from(sign == '(') - i32::from(sign == ')'));
-                }
-                depth == 0 && is_word(Some(token), "as")
-            })?;
-            let table = is_word(tokens.get(at + 1), "table");
-            // CREATE TABLE .. AS .. WITH [NO] DATA
-            let mut end = last;
-            if is_word(tokens.last(), "data") {
-                let no = is_word(tokens.get(end.checked_sub(1)?), "no");
-                let with = end.checked_sub(1 + usize::from(no))?;
-                if is_word(tokens.get(with), "with") {
-                    end = with.checked_sub(1)?;
-                }
-            }
-            match (is_macro, table) {
-                (true, false) => Some(format!("SELECT {}", part(at + 1, end)?)),
-                (true, true) => part(at + 2, end).map(str::to_string),
-                (false, _) => part(at + 1, end).map(str::to_string),
-            }
-        }
-        _ => None,
-    }
 }
 
 /// One overload.
@@ -232,17 +283,6 @@ impl Expansion<'_> {
         Ok(size)
     }
 
-    /// DuckDB's parse tree of one query; nothing where it has none, or one that is too deep to be read.
-    fn tree(&self, sql: &str) -> Result<Option<Value>> {
-        let text = self.shared.rows(
-            self.connection,
-            "SELECT json_serialize_sql($1::VARCHAR, skip_default := true)::VARCHAR",
-            Parameters::positional(&[&sql]),
-        )?;
-        let tree = serde_json::from_str(text.iter().flatten().next().map_or("", String::as_str)).ok();
-        Ok(tree.filter(|tree: &Value| tree["statements"].as_array().is_some_and(|all| all.len() == 1)))
-    }
-
     /// The macros of these names, and those that they call.
     fn load_macros(&mut self, names: HashSet<String>) -> Result<()> {
         let mut wanted: Vec<String> = names.into_iter().collect();
@@ -263,7 +303,7 @@ impl Expansion<'_> {
                 let [name, parameters, definition, kind] = row.as_slice() else { continue };
                 let is_table = kind == "table_macro";
                 let body = if is_table { definition.clone() } else { format!("SELECT {definition}") };
-                let Some(tree) = self.tree(&body)? else { continue };
+                let Some(tree) = tree::of(self.shared, self.connection, &body)? else { continue };
                 names_in(&tree, &mut wanted);
                 let parameters = parameters.split('\0').map(str::to_string).collect();
                 self.macros.entry(name.clone()).or_default().push(Macro { parameters, tree, is_table });
@@ -440,6 +480,12 @@ impl Expansion<'_> {
                 }
                 for value in fields.values() {
                     cost = cost.and(self.cost(value, parameters)?);
+                }
+                if node["class"] == "LAMBDA" {
+                    cost = Cost {
+                        own: cost.own.saturating_mul(2).saturating_add(1),
+                        arguments: cost.arguments.saturating_mul(2),
+                    };
                 }
                 let name = node["function_name"].as_str().map(str::to_lowercase);
                 if let Some(name) = name.filter(|name| node["class"] == "FUNCTION" && self.macros.contains_key(name)) {

@@ -10,18 +10,22 @@
 //! was allowed to when it was created.
 
 pub mod attacks;
+mod decisions;
 mod expansion;
 mod functions;
 mod shadow;
 mod tables;
 mod tokens;
+mod tree;
 
 use duckdb::{connection::Connection, query_result::StatementType, statement::Statement};
 
 pub(super) use attacks::self_test;
+pub(super) use decisions::Decisions;
 pub use functions::BuiltIns;
 pub(super) use shadow::Shadow;
 pub(super) use tokens::{Token, read};
+pub(super) use tree::of as tree_of;
 
 use super::{Shared, catalog::TableName, statement};
 use crate::{
@@ -30,6 +34,18 @@ use crate::{
 };
 use shadow::Sight;
 use tokens::is_word;
+use tree::Text;
+
+/// What a connection sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sees<'a> {
+    /// What every connection sees, so that a decision holds for all of them.
+    Committed,
+    /// What others may not see: an open transaction, temporary tables, another schema by default.
+    ItsOwn,
+    /// Relations of these names that the statement has from us.
+    Given(&'a [&'a str]),
+}
 
 /// What a client's text is, checked: parsed, its class allowed, and what it names, too.
 pub(super) fn admit(
@@ -37,40 +53,43 @@ pub(super) fn admit(
     connection: &Connection,
     sql: &str,
     rights: &Rights,
-) -> Result<Statement<'static>> {
-    admit_with(shared, connection, sql, rights, &[])
-}
-
-/// The same where `given` are names of relations that the statement has from us.
-pub(super) fn admit_with(
-    shared: &Shared,
-    connection: &Connection,
-    sql: &str,
-    rights: &Rights,
-    given: &[&str],
+    sees: Sees<'_>,
 ) -> Result<Statement<'static>> {
     let tokens = tokens::read(shared, connection, sql)?;
     let parsed = statement::parse(shared, connection, sql)?;
     check_own(&tokens, rights)?;
     check_words(shared, &tokens, rights)?;
     let kind = statement::kind(&parsed)?;
+    let explained = kind == StatementType::Explain;
     let (tokens, kind) = match kind {
         // It needs what the statement itself would: ANALYZE runs it.
-        StatementType::Explain => explained(connection, sql, &tokens)
+        StatementType::Explain => behind_explain(connection, sql, &tokens)
             .ok_or_else(|| rights.denied("statement", "EXPLAIN of this form is not served"))?,
         // DuckDB makes several statements of one whose default is no constant.
         StatementType::Multi if is_word(tokens.first(), "alter") => (&tokens[..], StatementType::Alter),
         kind => (&tokens[..], kind),
     };
     check_kind(shared, kind, tokens, rights)?;
-    expansion::check(shared, connection, sql, tokens, kind)?;
-    if is_narrow(rights) {
-        let named = tables::check(shared, connection, sql, tokens, kind, rights, given)?;
+    let version = if sees == Sees::Committed { shared.definitions.version() } else { None };
+    if version.is_some_and(|version| shared.decisions.allows(version, sql, rights)) {
+        return Ok(parsed);
+    }
+    let text = Text::new(shared, connection, sql, tokens, kind, explained);
+    let looked = expansion::check(&text)?;
+    let narrow = is_narrow(rights);
+    if narrow {
+        let given = if let Sees::Given(names) = sees { names } else { &[] };
+        let named = tables::check(&text, rights, given)?;
         let setting = matches!(kind, StatementType::Set | StatementType::VariableSet)
             && !tokens.iter().any(|token| is_word(Some(token), "variable"));
         if !setting {
             Sight { shared, connection, rights, sql, tokens, kind, named }.check(&parsed)?;
         }
+    }
+    // What has changed meanwhile may have been looked at half before and half after.
+    let version = version.filter(|version| shared.definitions.version() == Some(*version));
+    if let Some(version) = version.filter(|_| narrow || looked) {
+        shared.decisions.remember(version, sql, rights);
     }
     Ok(parsed)
 }
@@ -142,7 +161,7 @@ fn check_plain(arguments: &[Token<'_>], bracketed: bool, what: &str, rights: &Ri
 }
 
 /// The statement behind EXPLAIN [ANALYZE] [(options)].
-fn explained<'t, 's>(
+fn behind_explain<'t, 's>(
     connection: &Connection,
     sql: &str,
     tokens: &'t [Token<'s>],

@@ -7,36 +7,30 @@
 
 use std::{cell::RefCell, collections::HashSet};
 
-use duckdb::{Parameters, connection::Connection, query_result::StatementType};
+use duckdb::query_result::StatementType;
 use serde_json::Value;
 
-use super::{super::Shared, Token, check_name, functions, tokens::is_word};
+use super::{
+    Token, check_name, functions,
+    tokens::is_word,
+    tree::{self, Text},
+};
 use crate::{
     access::{Rights, fold},
     error::{Error, Result},
 };
 
 /// The last parts of the tables that the text names. There is a grant for each of them.
-pub(super) fn check(
-    shared: &Shared,
-    connection: &Connection,
-    sql: &str,
-    tokens: &[Token<'_>],
-    kind: StatementType,
-    rights: &Rights,
-    given: &[&str],
-) -> Result<HashSet<String>> {
-    let database = shared.database_name(connection)?;
+pub(super) fn check(text: &Text<'_>, rights: &Rights, given: &[&str]) -> Result<HashSet<String>> {
+    let database = text.shared.database_name(text.connection)?;
     let named = RefCell::default();
-    Text { shared, connection, sql, rights, given, database, home: None, named: &named }.statement(tokens, kind)?;
+    Names { text, rights, given, database, home: None, named: &named }.statement()?;
     Ok(named.take())
 }
 
 /// One text and who sent it.
-struct Text<'a> {
-    shared: &'a Shared,
-    connection: &'a Connection,
-    sql: &'a str,
+struct Names<'a> {
+    text: &'a Text<'a>,
     rights: &'a Rights,
     /// Relations that the statement has from the server.
     given: &'a [&'a str],
@@ -46,34 +40,26 @@ struct Text<'a> {
     named: &'a RefCell<HashSet<String>>,
 }
 
-impl Text<'_> {
-    fn statement(&self, tokens: &[Token<'_>], kind: StatementType) -> Result<()> {
-        let tokens = self.without_end(tokens);
-        match kind {
-            StatementType::Select => self.query(tokens),
-            StatementType::Insert | StatementType::Update => self.change(tokens),
+impl Names<'_> {
+    fn statement(&self) -> Result<()> {
+        let tokens = self.text.tokens;
+        match self.text.kind {
+            StatementType::Select => self.query(),
             StatementType::Delete if is_word(tokens.first(), "truncate") => {
                 let at = 1 + usize::from(is_word(tokens.get(1), "table"));
                 self.target(&tokens[at.min(tokens.len())..])
             }
-            StatementType::Delete => self.change(tokens),
+            StatementType::Insert | StatementType::Update | StatementType::Delete => self.query(),
             StatementType::Create => self.created(tokens),
             StatementType::Drop => self.dropped(tokens),
             StatementType::Alter => self.altered(tokens),
-            StatementType::Set | StatementType::VariableSet => self.set(tokens),
+            // The value of a variable may be a query; those of settings are literals.
+            StatementType::Set | StatementType::VariableSet => {
+                let variable = tokens.iter().any(|token| is_word(Some(token), "variable"));
+                if variable && !is_word(tokens.first(), "reset") { self.query() } else { Ok(()) }
+            }
             _ => Err(self.unclear(tokens)),
         }
-    }
-
-    /// The value of a variable may be a query; those of settings are literals.
-    fn set(&self, tokens: &[Token<'_>]) -> Result<()> {
-        let Some(at) = tokens.iter().position(|token| is_word(Some(token), "variable")) else { return Ok(()) };
-        let sign = |token: &Token<'_>| token.text == "=" || is_word(Some(token), "to");
-        // Behind the name.
-        let Some(sign) = tokens.iter().skip(at + 2).position(sign) else { return Ok(()) };
-        let value = self.part(&tokens[at + 2 + sign + 1..]);
-        let tree = self.tree(&format!("SELECT {value}\n"))?.ok_or_else(|| self.unclear(tokens))?;
-        self.walk(&tree, &mut Vec::new())
     }
 
     fn unclear(&self, tokens: &[Token<'_>]) -> Error {
@@ -81,35 +67,14 @@ impl Text<'_> {
         self.rights.denied("grant", format!("{what} of this form is for those with grants on all tables"))
     }
 
-    fn without_end<'t, 's>(&self, tokens: &'t [Token<'s>]) -> &'t [Token<'s>] {
-        let length = tokens.iter().rposition(|token| token.text != ";").map_or(0, |last| last + 1);
-        &tokens[..length]
-    }
-
-    /// The part of the text that these tokens span.
-    fn part(&self, tokens: &[Token<'_>]) -> &str {
-        match (tokens.first(), tokens.last()) {
-            (Some(first), Some(last)) => &self.sql[first.start..last.end()],
-            _ => "",
-        }
-    }
-
-    fn query(&self, tokens: &[Token<'_>]) -> Result<()> {
-        let tree = self.tree(self.part(tokens))?.ok_or_else(|| self.unclear(tokens))?;
-        self.walk(&tree, &mut self.given.iter().map(|name| fold(name)).collect())
-    }
-
-    /// A change as the CTE of a query, which is how a tree of it can be had.
-    fn change(&self, tokens: &[Token<'_>]) -> Result<()> {
-        let wrapped = format!("WITH mallard_change AS ({}\n) SELECT 1", self.part(tokens));
-        let tree = self.tree(&wrapped)?.ok_or_else(|| self.unclear(tokens))?;
-        self.walk(&tree, &mut Vec::new())
+    fn query(&self) -> Result<()> {
+        let tree = self.text.tree()?.ok_or_else(|| self.unclear(self.text.tokens))?;
+        self.walk(tree, &mut self.given.iter().map(|name| fold(name)).collect())
     }
 
     /// CREATE TABLE and CREATE VIEW, with a query or without.
     fn created(&self, tokens: &[Token<'_>]) -> Result<()> {
-        let modifiers = ["create", "or", "replace", "temp", "temporary", "local", "global", "persistent", "unlogged"];
-        let what = tokens.iter().position(|token| !modifiers.iter().any(|word| is_word(Some(token), word)));
+        let what = tree::created(tokens);
         let Some(what) = what.filter(|what| is_word(tokens.get(*what), "table") || is_word(tokens.get(*what), "view"))
         else {
             return Err(self.unclear(tokens));
@@ -121,7 +86,7 @@ impl Text<'_> {
             [.., schema, _] if !schema.eq_ignore_ascii_case(self.database) => schema,
             _ => "main",
         };
-        let inner = Text { home: is_word(tokens.get(what), "view").then_some(home), ..*self };
+        let inner = Names { home: is_word(tokens.get(what), "view").then_some(home), ..*self };
         // The first AS outside of brackets is the query's.
         let mut depth = 0_i32;
         for (at, token) in rest.iter().enumerate() {
@@ -133,17 +98,7 @@ impl Text<'_> {
                 self.may(&other, Rights::may_read, "read")?;
             }
             if depth == 0 && token.is_keyword() && is_word(Some(token), "as") {
-                let mut body = &rest[at + 1..];
-                // CREATE TABLE .. AS .. WITH [NO] DATA
-                let at_end = |words: &[&str]| {
-                    let from = body.len().checked_sub(words.len()).filter(|from| *from > 0)?;
-                    let there = words.iter().zip(&body[from..]).all(|(word, token)| is_word(Some(token), word));
-                    there.then_some(from)
-                };
-                if let Some(with) = at_end(&["with", "data"]).or_else(|| at_end(&["with", "no", "data"])) {
-                    body = &body[..with];
-                }
-                return inner.query(body);
+                return inner.query();
             }
         }
         // Without a query, a column's default or check may hold none.
@@ -184,22 +139,6 @@ impl Text<'_> {
         let forbidden = ["references", "select", "from", "schema"];
         let more = rest.iter().any(|token| token.is_keyword() && forbidden.contains(&token.name().as_str()));
         if (simple || renamed_column) && !more { Ok(()) } else { Err(self.unclear(tokens)) }
-    }
-
-    /// DuckDB's parse tree of one query as JSON; `None` where it has none.
-    fn tree(&self, sql: &str) -> Result<Option<Value>> {
-        let rows = self.shared.rows(
-            self.connection,
-            "SELECT json_serialize_sql($1::VARCHAR, skip_default := true)::VARCHAR",
-            Parameters::positional(&[&sql]),
-        )?;
-        let text = rows.into_iter().flatten().next().unwrap_or_default();
-        let tree: Value = serde_json::from_str(&text).map_err(|_| {
-            let what = "the SQL text nests too deep for its tables to be told".to_string();
-            Error::Limit { what, key: "limits.sql_depth" }
-        })?;
-        let statements = tree["statements"].as_array().filter(|statements| statements.len() == 1);
-        Ok(statements.map(|_| tree.clone()))
     }
 
     /// Checks every name below a node. `scope` are the CTEs that are seen there.
@@ -309,7 +248,7 @@ impl Text<'_> {
         let system = ["information_schema", "pg_catalog", "system", "temp"];
         let (last, before) = name.split_last().ok_or_else(|| Error::invalid("a table without a name"))?;
         let of_system = before.iter().any(|part| system.contains(&fold(part).as_str()));
-        if of_system || self.shared.built_ins().views.contains(&fold(last)) {
+        if of_system || self.text.shared.built_ins().views.contains(&fold(last)) {
             return Err(self.rights.denied(
                 "catalog",
                 format!("{} tells of tables without a grant; ListFlights lists those with one", name.join(".")),
