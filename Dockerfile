@@ -30,7 +30,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 # === Mallard itself ===
 FROM dependencies AS compile
-COPY askama.toml ./
+COPY askama.toml build.rs ./
 COPY src src
 COPY bench/flights.sql bench/lineitem.sql bench/
 ARG REVISION=unknown

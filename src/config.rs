@@ -83,7 +83,7 @@ pub struct Database {
     pub batch_rows: usize,
     pub stream_buffer: Size,
     pub reopens: usize,
-    /// Settings of DuckDB's that make it fail, for tests: no key reaches them.
+    /// Settings of DuckDB's that make it fail, and the name of a function that does (src/engine/failing.rs), for tests: no key reaches them.
     pub debug: Vec<(String, String)>,
 }
 

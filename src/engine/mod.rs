@@ -14,6 +14,7 @@ mod columns;
 mod creation;
 mod definitions;
 mod error;
+mod failing;
 mod files;
 pub mod guard;
 mod hold;
@@ -32,6 +33,8 @@ mod pool;
 mod query;
 mod reopen;
 mod restore;
+#[cfg(all(feature = "bundled", target_os = "linux"))]
+mod rethrow;
 mod rows;
 mod sandbox;
 mod script;

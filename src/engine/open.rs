@@ -16,6 +16,7 @@ use super::{
     Engine, Served, Shared,
     catalog::{literal, quote},
     error::Redact,
+    failing,
     guard::{self, BuiltIns},
     hold::{Hold, beside},
     pool::{Pool, lock},
@@ -125,7 +126,10 @@ pub(super) fn instance(shared: &Shared, sources: &Sources) -> Result<Instance> {
     let connection = instance.connect().map_err(opening)?;
     sources.register_function(&connection).map_err(opening)?;
     for (name, value) in &database.debug {
-        shared.execute(&connection, &format!("SET GLOBAL {} = {}", quote(name), literal(value)))?;
+        match name.as_str() {
+            failing::KEY => failing::register(&connection, value).map_err(opening)?,
+            _ => shared.execute(&connection, &format!("SET GLOBAL {} = {}", quote(name), literal(value))).map(drop)?,
+        }
     }
     if !database.external_access {
         shared.execute(&connection, "SET enable_external_access = false")?;

@@ -62,6 +62,7 @@ mod traces;
 mod transfer;
 mod types_asked;
 #[cfg(feature = "wasm")]
+mod values;
 mod wasm;
 mod wide;
 mod wire;
