@@ -269,7 +269,12 @@ impl Transfer {
 /// The fingerprint of a relation at the other server, computed by its DuckDB.
 async fn fingerprint(source: &Client, relation: &str) -> Result<Fingerprint> {
     let answer = source.query(&Fingerprint::sql(relation)).await?;
-    Fingerprint::from_row(&first_row(answer).await?)
+    Fingerprint::from_row(&first_row(answer).await?).map_err(|_| {
+        Error::Unverified(format!(
+            "{} did not answer how many rows it has and their hash; nothing was stored",
+            source.peer()
+        ))
+    })
 }
 
 /// The texts of the first row.
@@ -281,7 +286,11 @@ pub async fn first_row(mut rows: RecordBatchStream) -> Result<Vec<String>> {
     if batch.num_rows() == 0 {
         return Err(Error::Stream("the answer has no row".into()));
     }
-    batch.columns().iter().map(|column| array_value_to_string(column, 0).map_err(Error::internal)).collect()
+    batch
+        .columns()
+        .iter()
+        .map(|column| array_value_to_string(column, 0).map_err(|error| Error::Stream(error.to_string())))
+        .collect()
 }
 
 struct Counter {

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// arrow.uuid over one byte each: as a column, and as a member of a union, whose field keeps the type.
-fn exploits() -> Vec<(&'static str, RecordBatch)> {
+pub(crate) fn exploits() -> Vec<(&'static str, RecordBatch)> {
     let metadata = HashMap::from([("ARROW:extension:name".to_string(), "arrow.uuid".to_string())]);
     let short = |size: i32| {
         let values = vec![Some(vec![7_u8; size as usize]); 64];
@@ -257,4 +257,90 @@ async fn intervals_leave_as_they_are_or_are_refused() {
         }
     }
     assert_eq!(row(&client, "SELECT count(*) FROM kept").await, [fine.len().to_string()]);
+}
+
+/// The same wherever the union is, but that a union which is NULL and one whose first member is null are one in Arrow.
+#[tokio::test(flavor = "multi_thread")]
+async fn unions_with_a_null_member_move_inside_of_others() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let null = "union_value(n := NULL::VARCHAR)::UNION(i INTEGER, n VARCHAR)";
+    let one = "UNION(i INTEGER, n VARCHAR)";
+    for (value, of, tags) in [
+        (format!("[{null}, 5, NULL, 'x']"), format!("{one}[]"), "list_transform(u, lambda m: union_tag(m))"),
+        (
+            format!("[{null}, 'x']"),
+            format!("{one}[2]"),
+            "list_transform(u::UNION(i INTEGER, n VARCHAR)[], lambda m: union_tag(m))",
+        ),
+        (format!("{{'a': {null}, 'b': 1}}"), format!("STRUCT(a {one}, b INTEGER)"), "union_tag(u.a)"),
+        (
+            format!("MAP {{'k': {null}, 'l': 5}}"),
+            format!("MAP(VARCHAR, {one})"),
+            "list_transform(map_values(u), lambda m: union_tag(m))",
+        ),
+        (format!("[{{'a': [{null}]}}]"), format!("STRUCT(a {one}[])[]"), "union_tag(u[1].a[1])"),
+        (
+            format!("union_value(b := {null})"),
+            format!("UNION(a INTEGER, b {one})"),
+            "[union_tag(u)::VARCHAR, union_tag(u.b)::VARCHAR]",
+        ),
+        (
+            "union_value(b := [NULL::INTEGER])::UNION(a INTEGER, b INTEGER[])".into(),
+            "UNION(a INTEGER, b INTEGER[])".into(),
+            "[union_tag(u)::VARCHAR, len(u.b)::VARCHAR]",
+        ),
+    ] {
+        run(&client, &format!("CREATE OR REPLACE TABLE a AS SELECT ({value})::{of} AS u FROM range(3)")).await;
+        run(&client, "INSERT INTO a VALUES (NULL)").await;
+        run(&client, "DROP TABLE IF EXISTS b").await;
+        client
+            .put(&table("b"), client.query("FROM a").await.unwrap())
+            .await
+            .unwrap_or_else(|error| panic!("{of}: {error}"));
+        let seen = |from: &str| format!("SELECT string_agg(({tags})::VARCHAR || ' ' || u::VARCHAR, '; ') FROM {from}");
+        let there = row(&client, &seen("a")).await;
+        assert!(there[0].len() > 3, "{of}: {there:?}");
+        assert_eq!(row(&client, &seen("b")).await, there, "{of}");
+        let types = "SELECT count(DISTINCT data_type) FROM duckdb_columns() WHERE column_name = 'u'";
+        assert_eq!(row(&client, types).await, ["1"], "{of}");
+    }
+}
+
+/// A MAP of DuckDB's has each key once, which its importer does not look at.
+#[tokio::test(flavor = "multi_thread")]
+async fn maps_with_a_key_twice_are_refused() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let batch = |keys: ArrayRef, sizes: &[i32], valid: Option<Vec<bool>>| {
+        let mut offsets = vec![0];
+        sizes.iter().for_each(|size| offsets.push(offsets[offsets.len() - 1] + size));
+        let values: ArrayRef = Arc::new(Int32Array::from_iter_values(0..keys.len() as i32));
+        let fields =
+            vec![Field::new("key", keys.data_type().clone(), false), Field::new("value", DataType::Int32, true)];
+        let entries = StructArray::new(fields.into(), vec![keys, values], None);
+        let entry = Arc::new(Field::new("entries", entries.data_type().clone(), false));
+        let offsets = arrow_buffer::OffsetBuffer::new(offsets.into());
+        let map = arrow_array::MapArray::new(entry, offsets, entries, valid.map(Into::into), false);
+        RecordBatch::try_from_iter_with_nullable([("p", Arc::new(map) as ArrayRef, true)]).unwrap()
+    };
+    let words = |words: &[&str]| Arc::new(StringArray::from(words.to_vec())) as ArrayRef;
+    let many: ArrayRef = Arc::new(Int32Array::from_iter_values((0..40).chain([7])));
+    let encoded: ArrayRef = Arc::new(["a", "b", "a"].into_iter().collect::<DictionaryArray<Int8Type>>());
+    let inner = StructArray::from(vec![(Arc::new(Field::new("a", DataType::Utf8, true)), words(&["x", "y", "x"]))]);
+    for (what, wrong) in [
+        ("texts", batch(words(&["a", "b", "c", "c"]), &[2, 2], None)),
+        ("many", batch(many, &[0, 41], None)),
+        ("encoded", batch(encoded, &[0, 3], None)),
+        ("structs", batch(Arc::new(inner), &[0, 3], None)),
+    ] {
+        let stream = RecordBatchStream::from_batches(wrong.schema(), vec![wrong]);
+        let error = client.put(&table("m"), stream).await.expect_err(what);
+        assert!(error.to_string().contains("column \"p\", row 2: a map has the same key twice"), "{what}: {error}");
+        assert_eq!(error.code(), Code::InvalidArgument);
+    }
+    // The same key in different maps, and twice in one that is null.
+    let fine = batch(words(&["a", "b", "a", "c", "c", "a"]), &[2, 1, 2, 1], Some(vec![true, true, false, true]));
+    client.put(&table("m"), RecordBatchStream::from_batches(fine.schema(), vec![fine])).await.unwrap();
+    assert_eq!(row(&client, "SELECT string_agg(p::VARCHAR, ' ') FROM m").await, ["{a=0, b=1} {a=2} {a=5}"]);
 }

@@ -735,3 +735,45 @@ async fn leaving_client_ends_a_call_that_computes() {
     })
     .await;
 }
+
+/// What a module answers is checked like everything else that comes, before DuckDB reads it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_module_answers_is_checked_before_duckdb_reads_it() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    act(&client, "add_exchange", json!({"name": "read", "sql": "SELECT x, 1 AS one FROM input LIMIT 10"}))
+        .await
+        .unwrap();
+    act(&client, "add_exchange", json!({"name": "each", "sql": "SELECT x FROM input WHERE x IS NOT NULL"}))
+        .await
+        .unwrap();
+    let format = "(i32.store (i32.const 0x11000) (i32.const 0x540))";
+    let uuid = format!("{format} (i32.store (i32.const 0x11008) (i32.const 0x600))");
+    let name = "\\14\\00\\00\\00ARROW:extension:name\\0a\\00\\00\\00arrow.uuid";
+    let four: ArrayRef = Arc::new(Int32Array::from(vec![5, -5, 7]));
+    let eight: ArrayRef = Arc::new(Int64Array::from(vec![5, i64::MIN, 7]));
+    for (what, told, format, input, says) in [
+        ("a time before midnight", &format.to_string(), "tts", &four, "row 2: time32 value -5 s"),
+        ("a timestamp", &format.to_string(), "tss:", &eight, "row 2: timestamp value"),
+        ("a uuid over numbers", &uuid, "i", &four, "arrow.uuid is stored as"),
+        ("a decimal of negative scale", &format.to_string(), "d:5,-2,32", &four, "column \"x\""),
+    ] {
+        let open = COPIED_SCHEMA.replace(" (i32.const 0)", &format!(" {told} (i32.const 0)"));
+        let more = format!(r#"(data (i32.const 0x540) "{format}\00") (data (i32.const 0x600) "\01\00\00\00{name}")"#);
+        register(&client, "answers", &module(&open, COPIED_ROWS, &more)).await.unwrap();
+        for chain in ["answers | read", "answers | each"] {
+            let batch = RecordBatch::try_from_iter([("x", input.clone())]).unwrap();
+            let stream = RecordBatchStream::from_batches(batch.schema(), vec![batch]);
+            let error = exchange(&client, chain, stream).await.expect_err(what);
+            assert_eq!(error.code(), Code::InvalidArgument, "{what}, {chain}: {error}");
+            assert!(error.to_string().contains(says), "{what}, {chain}: {error}");
+        }
+    }
+    assert_eq!(rows(&exchange(&client, "each", ids()).await.unwrap()), 3);
+}
+
+fn ids() -> RecordBatchStream {
+    let column: ArrayRef = Arc::new(Int32Array::from(vec![1, 2, 3]));
+    let batch = RecordBatch::try_from_iter([("x", column)]).unwrap();
+    RecordBatchStream::from_batches(batch.schema(), vec![batch])
+}

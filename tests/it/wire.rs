@@ -7,7 +7,7 @@ mod corpus;
 mod framing;
 mod heap;
 pub(crate) mod limits;
-mod mutated;
+pub(crate) mod mutated;
 mod paths;
 mod pointers;
 mod requests;

@@ -41,8 +41,8 @@ pub(super) struct Checked {
     sent: SchemaRef,
     schema: SchemaRef,
     columns: Vec<Node>,
-    /// What SQL casts a column to, where DuckDB is to read it as another type first.
-    casts: Vec<Option<String>>,
+    /// What SQL casts a column to, one after the other, where DuckDB is to read it as another type first.
+    casts: Vec<Vec<String>>,
     /// Whether no column has anything to check or to rewrite.
     idle: bool,
 }
@@ -68,7 +68,7 @@ impl Checked {
     pub(super) fn new(sent: SchemaRef) -> Result<Self> {
         let mut columns =
             sent.fields().iter().map(|field| Node::of(field, field.name(), 0)).collect::<Result<Vec<Node>>>()?;
-        let casts = columns.iter_mut().map(Node::tagged).collect();
+        let casts = columns.iter_mut().map(Node::cast_of_unions).collect();
         let idle = columns.iter().all(|column| matches!(column.work, Work::Keep));
         let schema = Arc::new(Schema::new(columns.iter().map(|column| column.field.clone()).collect::<Fields>()));
         Ok(Self { sent, schema, columns, casts, idle })
@@ -86,13 +86,13 @@ impl Checked {
 
     /// The relation of the columns as they were sent, over the table function that reads [`Checked::schema`].
     pub(super) fn relation(&self, call: &str) -> String {
-        if self.casts.iter().all(Option::is_none) {
+        if self.casts.iter().all(Vec::is_empty) {
             return call.to_string();
         }
         let columns = self.casts.iter().zip(self.sent.fields()).enumerate();
-        let items = columns.map(|(place, (cast, field))| match cast {
-            Some(to) => format!("CAST(c{place} AS {to}) AS {}", quote(field.name())),
-            None => format!("c{place} AS {}", quote(field.name())),
+        let items = columns.map(|(place, (casts, field))| {
+            let value = casts.iter().fold(format!("c{place}"), |value, to| format!("CAST({value} AS {to})"));
+            format!("{value} AS {}", quote(field.name()))
         });
         let names: Vec<String> = (0..self.casts.len()).map(|place| format!("c{place}")).collect();
         format!("(SELECT {} FROM {call} AS sent({}))", items.collect::<Vec<_>>().join(", "), names.join(", "))
@@ -296,7 +296,7 @@ impl Node {
                 let plain = parts.iter().all(|part| matches!(part.work, Work::Keep));
                 Ok(Self { work: if plain { Work::Keep } else { Work::Struct(parts) }, ..keep(to) })
             }
-            DataType::Union(fields, mode) => {
+            DataType::Union(fields, _) => {
                 if fields.is_empty() {
                     return Err(refused("a union needs at least one member".into()));
                 }
@@ -305,14 +305,9 @@ impl Node {
                 for (id, member) in fields.iter() {
                     members.push((id, child(member, &format!(".{}", member.name()))?));
                 }
-                // DuckDB takes the type id for the place of the member.
-                let ordered = members.iter().enumerate().all(|(place, (id, _))| *id as usize == place);
-                let plain = members.iter().all(|(_, member)| matches!(member.work, Work::Keep));
                 let fields = (0..).zip(members.iter().map(|(_, member)| member.field.clone()));
                 let to = DataType::Union(fields.collect(), UnionMode::Sparse);
-                // The outermost ones have more to be done.
-                let keeps = depth > 0 && ordered && plain && *mode == UnionMode::Sparse;
-                Ok(Self { work: if keeps { Work::Keep } else { Work::Union(members) }, ..keep(to) })
+                Ok(Self { work: Work::Union(members), ..keep(to) })
             }
             other => Err(Error::Unsupported(format!("column \"{path}\": {other} is not supported"))),
         }
@@ -421,10 +416,12 @@ impl Node {
                     }
                 }
                 if matches!(entries.work, Work::Keep) {
+                    self.refuse_repeated_keys(offsets, map.keys(), &inner)?;
                     return Ok(array.clone());
                 }
                 let parts: ArrayRef = Arc::new(map.entries().clone());
                 let (_, columns, _) = entries.apply(&parts, &inner)?.as_struct().clone().into_parts();
+                self.refuse_repeated_keys(offsets, &columns[0], &inner)?;
                 let fields = columns.iter().zip(fields_of(&entries.field)).enumerate();
                 // Keys that are null were refused.
                 let fields = fields.map(|(part, (column, field))| {
@@ -444,6 +441,7 @@ impl Node {
             }
             Work::Union(members) => {
                 let (type_ids, made) = self.members(array, members, rows)?;
+                self.refuse_null_members(&type_ids, &made, rows)?;
                 let fields = members.iter().zip(&made).map(|((_, member), values)| member.of_array(values));
                 let fields = (0..).zip(fields).collect();
                 let made = UnionArray::try_new(fields, type_ids, None, made);
@@ -473,21 +471,91 @@ impl Node {
         Ok((type_ids, made))
     }
 
-    /// Makes a column that is a union a struct of its tag and its members; the type that SQL casts it to.
-    fn tagged(&mut self) -> Option<String> {
-        // A union in a union has no validity that could say that it is not the one.
-        let direct = |members: &[(i8, Self)]| {
-            members.iter().any(|(_, member)| matches!(member.field.data_type(), DataType::Union(..)))
+    /// Makes each union of a column a struct of its tag and its members; the types that SQL casts the column to, the innermost
+    /// unions first: DuckDB makes a union only of members that have their types.
+    fn cast_of_unions(&mut self) -> Vec<String> {
+        let depths = 1..=union::depth(self.field.data_type());
+        let Some(casts) = depths.map(|depth| union::duckdb_type(&self.field, depth)).collect::<Option<Vec<String>>>()
+        else {
+            return Vec::new();
         };
-        if !matches!(&self.work, Work::Union(members) if !direct(members)) {
-            return None;
+        if !casts.is_empty() {
+            self.tag_unions();
         }
-        let cast = union::duckdb_type(&self.field)?;
-        let Work::Union(members) = std::mem::replace(&mut self.work, Work::Keep) else { unreachable!("seen above") };
-        let fields = union::fields(members.iter().map(|(_, member)| &member.field));
-        self.field = Arc::new(self.field.as_ref().clone().with_data_type(DataType::Struct(fields)));
-        self.work = Work::Tagged(members);
-        Some(cast)
+        casts
+    }
+
+    fn tag_unions(&mut self) {
+        let list = |field: &FieldRef, to: &DataType| match to {
+            DataType::List(_) => DataType::List(field.clone()),
+            DataType::FixedSizeList(_, size) => DataType::FixedSizeList(field.clone(), *size),
+            _ => DataType::LargeList(field.clone()),
+        };
+        let data_type = match &mut self.work {
+            Work::Decode(values) => {
+                values.tag_unions();
+                values.field.data_type().clone()
+            }
+            Work::Items(items) | Work::Unfixed(items) | Work::Views(items) => {
+                items.tag_unions();
+                list(&items.field, self.field.data_type())
+            }
+            Work::Map(entries) => {
+                entries.tag_unions();
+                DataType::Map(entries.field.clone(), matches!(self.field.data_type(), DataType::Map(_, true)))
+            }
+            Work::Struct(parts) => {
+                parts.iter_mut().for_each(Self::tag_unions);
+                DataType::Struct(parts.iter().map(|part| part.field.clone()).collect())
+            }
+            Work::Union(members) => {
+                members.iter_mut().for_each(|(_, member)| member.tag_unions());
+                DataType::Struct(union::fields(members.iter().map(|(_, member)| &member.field)))
+            }
+            Work::Keep | Work::Values { .. } | Work::Variant(_) | Work::Tagged(_) => return,
+        };
+        self.field = Arc::new(self.field.as_ref().clone().with_data_type(data_type));
+        if let Work::Union(members) = &mut self.work {
+            self.work = Work::Tagged(std::mem::take(members));
+        }
+    }
+
+    /// DuckDB's importer makes NULL of a union whose member is null, and where it is not the first one, that is another value.
+    fn refuse_null_members(&self, type_ids: &[i8], members: &[ArrayRef], rows: &Rows<'_>) -> Result<()> {
+        let is_lost = |element: &usize| {
+            let place = type_ids[*element] as usize;
+            place > 0 && members[place].is_null(*element)
+        };
+        let lost = (0..type_ids.len()).filter(is_lost).find_map(|element| rows.row_of(element));
+        lost.map_or(Ok(()), |row| {
+            Err(self.refuse_row(row, "a union whose member is null cannot be stored in a column of this type".into()))
+        })
+    }
+
+    /// Each key of a map is there once.
+    fn refuse_repeated_keys(&self, offsets: &[i32], keys: &ArrayRef, rows: &Rows<'_>) -> Result<()> {
+        let compare = arrow_ord::ord::make_comparator(keys, keys, Default::default()).ok();
+        let is_same = |a: usize, b: usize| match &compare {
+            Some(compare) => compare(a, b).is_eq(),
+            None => keys.slice(a, 1).to_data() == keys.slice(b, 1).to_data(),
+        };
+        let mut order = Vec::new();
+        for entries in offsets.windows(2).filter(|entries| entries[1] - entries[0] > 1) {
+            let entries = entries[0] as usize..entries[1] as usize;
+            let repeated = match &compare {
+                Some(compare) if entries.len() > 8 => {
+                    order.clear();
+                    order.extend(entries);
+                    order.sort_unstable_by(|a, b| compare(*a, *b));
+                    order.windows(2).find(|pair| compare(pair[0], pair[1]).is_eq()).map(|pair| pair[1])
+                }
+                _ => entries.clone().find(|b| (entries.start..*b).any(|a| is_same(a, *b))),
+            };
+            if let Some(row) = repeated.and_then(|key| rows.row_of(key)) {
+                return Err(self.refuse_row(row, "a map has the same key twice".into()));
+            }
+        }
+        Ok(())
     }
 
     fn items<O: OffsetSizeTrait>(&self, list: &GenericListArray<O>, items: &Self, rows: &Rows<'_>) -> Result<ArrayRef> {

@@ -1,6 +1,6 @@
 //! A union whose member is null, and a union that is null: Arrow has no validity for unions, and DuckDB tells them apart.
 //!
-//! DuckDB's importer makes both NULL. Its cast from a struct of the tag and the members does not, so a column that is a union
+//! DuckDB's importer makes both NULL. Its cast from a struct of the tag and the members does not, so a column that holds unions
 //! goes that way. As DuckDB writes it, a union that is NULL is one whose first member is null; so it is read back as NULL.
 
 use std::sync::Arc;
@@ -9,7 +9,11 @@ use arrow_array::{Array, ArrayRef, StructArray, UInt8Array};
 use arrow_buffer::ScalarBuffer;
 use arrow_schema::{ArrowError, DataType, Field, FieldRef, Fields, IntervalUnit, TimeUnit};
 
-use super::{super::catalog::quote, extension::Extension, range::without};
+use super::{
+    super::{catalog::quote, plain::children},
+    extension::Extension,
+    range::without,
+};
 
 /// The struct's fields; DuckDB takes the first one for the tag, whatever its name.
 pub(super) fn fields<'a>(members: impl Iterator<Item = &'a FieldRef>) -> Fields {
@@ -29,6 +33,7 @@ pub(super) fn tagged(type_ids: &ScalarBuffer<i8>, members: Vec<ArrayRef>) -> Res
             place => Some(place as u8),
         })
         .collect();
+    let nulls = tags.nulls().cloned();
     let mut columns: Vec<ArrayRef> = vec![Arc::new(tags)];
     for (place, member) in members.iter().enumerate() {
         let others = (0..member.len()).filter(|row| type_ids[*row] as usize != place && member.is_valid(*row));
@@ -39,14 +44,21 @@ pub(super) fn tagged(type_ids: &ScalarBuffer<i8>, members: Vec<ArrayRef>) -> Res
         });
     }
     let fields = columns.iter().map(|column| Field::new("", column.data_type().clone(), true)).collect();
-    Ok(Arc::new(StructArray::try_new_with_length(fields, columns, None, type_ids.len())?))
+    Ok(Arc::new(StructArray::try_new_with_length(fields, columns, nulls, type_ids.len())?))
 }
 
-/// DuckDB's name for the type that its importer makes of a field; nothing where that is not certain.
-pub(super) fn duckdb_type(field: &Field) -> Option<String> {
+/// How many unions lie in one another.
+pub(super) fn depth(data_type: &DataType) -> usize {
+    let inside = children(data_type).iter().map(|child| depth(child.data_type())).max().unwrap_or_default();
+    inside + usize::from(matches!(data_type, DataType::Union(..)))
+}
+
+/// DuckDB's name for the type that its importer makes of a field; nothing where that is not certain. Unions of a greater
+/// depth than `structs` are structs of their tag and their members.
+pub(super) fn duckdb_type(field: &Field, structs: usize) -> Option<String> {
     let extension = Extension::of(field).ok()?;
     let named = |fields: &mut dyn Iterator<Item = &FieldRef>| {
-        let parts = fields.map(|part| Some(format!("{} {}", quote(part.name()), duckdb_type(part)?)));
+        let parts = fields.map(|part| Some(format!("{} {}", quote(part.name()), duckdb_type(part, structs)?)));
         Some(parts.collect::<Option<Vec<String>>>()?.join(", "))
     };
     Some(match (extension, field.data_type()) {
@@ -58,6 +70,7 @@ pub(super) fn duckdb_type(field: &Field) -> Option<String> {
         (Some(Extension::Bit), _) => "BIT".into(),
         (Some(Extension::Bignum), _) => "BIGNUM".into(),
         (Some(Extension::Variant), _) => "VARIANT".into(),
+        (Some(Extension::Geometry(told)), _) if matches!(told.as_str(), "" | "{}") => "GEOMETRY".into(),
         (Some(Extension::Bool8 | Extension::Geometry(_)), _) => return None,
         (None, data_type) => match data_type {
             DataType::Boolean => "BOOLEAN".into(),
@@ -91,12 +104,16 @@ pub(super) fn duckdb_type(field: &Field) -> Option<String> {
             | DataType::Decimal128(width, scale) => {
                 format!("DECIMAL({width}, {scale})")
             }
-            DataType::List(item) | DataType::LargeList(item) => format!("{}[]", duckdb_type(item)?),
-            DataType::FixedSizeList(item, size) => format!("{}[{size}]", duckdb_type(item)?),
+            DataType::List(item) | DataType::LargeList(item) => format!("{}[]", duckdb_type(item, structs)?),
+            DataType::FixedSizeList(item, size) => format!("{}[{size}]", duckdb_type(item, structs)?),
             DataType::Struct(fields) if !fields.is_empty() => format!("STRUCT({})", named(&mut fields.iter())?),
             DataType::Map(entries, _) => {
                 let DataType::Struct(parts) = entries.data_type() else { return None };
-                format!("MAP({}, {})", duckdb_type(&parts[0])?, duckdb_type(&parts[1])?)
+                format!("MAP({}, {})", duckdb_type(&parts[0], structs)?, duckdb_type(&parts[1], structs)?)
+            }
+            DataType::Union(members, _) if depth(field.data_type()) > structs => {
+                let fields = fields(members.iter().map(|(_, member)| member));
+                format!("STRUCT({})", named(&mut fields.iter())?)
             }
             DataType::Union(members, _) => format!("UNION({})", named(&mut members.iter().map(|(_, member)| member))?),
             _ => return None,

@@ -58,7 +58,7 @@ fn edge(random: &mut Random) -> u64 {
 }
 
 /// Flips bits, overwrites numbers, or cuts.
-pub(super) fn spoil(bytes: &mut Vec<u8>, random: &mut Random) {
+pub(crate) fn spoil(bytes: &mut Vec<u8>, random: &mut Random) {
     if bytes.is_empty() {
         return;
     }
