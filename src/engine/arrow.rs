@@ -2,7 +2,7 @@
 //!
 //! DuckDB converts without loss (`arrow_lossless_conversion`); `plain` has what becomes another type on the way out.
 
-use std::sync::Arc;
+use std::{ffi::CStr, sync::Arc};
 
 use arrow_array::{
     Array, RecordBatch, RecordBatchOptions, StructArray,
@@ -54,8 +54,23 @@ pub(super) struct Importer {
 impl Importer {
     /// `plain` is for clients that read no extension types.
     pub(super) fn new(schema: duckdb::arrow::ArrowSchema, plain: bool) -> Result<Self> {
+        let raw = schema.into_raw();
+        // SAFETY: DuckDB made it, and it is released below.
+        let without_form = unsafe { children(&raw) }.find(|column| !unsafe { has_form(column) });
+        let without_form = without_form.map(|column| {
+            // SAFETY: where a name is not null, it is a C string that lives as long as the schema.
+            let name = (!column.name.is_null()).then(|| unsafe { CStr::from_ptr(column.name) }.to_string_lossy());
+            Error::Unsupported(format!(
+                "column \"{}\": its type has no form in Arrow: cast it to VARCHAR, and a state of an aggregate (EXPORT_STATE) \
+                 with finalize()",
+                name.unwrap_or_default()
+            ))
+        });
         // SAFETY: both are the C Data Interface's ArrowSchema; ownership moves to the arrow-rs type, which releases it.
-        let raw = unsafe { std::mem::transmute::<duckdb::ffi::ArrowSchema, FFI_ArrowSchema>(schema.into_raw()) };
+        let raw = unsafe { std::mem::transmute::<duckdb::ffi::ArrowSchema, FFI_ArrowSchema>(raw) };
+        if let Some(error) = without_form {
+            return Err(error);
+        }
         let raw = Schema::try_from(&raw).map_err(|error| Error::Unsupported(error.to_string()))?;
         if let Some(deep) = raw.fields().iter().find(|field| levels(field.data_type()) > MOST_LEVELS) {
             return Err(Error::invalid(format!(
@@ -149,6 +164,27 @@ impl Importer {
         let options = RecordBatchOptions::new().with_row_count(Some(length));
         RecordBatch::try_new_with_options(self.schema.clone(), columns, &options).map_err(Error::internal)
     }
+}
+
+/// The children of a schema.
+///
+/// # Safety
+///
+/// It is one that was made as the C Data Interface says, and not released.
+unsafe fn children(schema: &duckdb::ffi::ArrowSchema) -> impl Iterator<Item = &duckdb::ffi::ArrowSchema> {
+    let count = usize::try_from(schema.n_children).unwrap_or(0);
+    // SAFETY: there are as many pointers to children as it says, all of them valid as long as the schema is.
+    (0..count).map(|child| unsafe { &**schema.children.add(child) })
+}
+
+/// Whether DuckDB has said how the column's values lie: of some states of aggregates it says nothing.
+///
+/// # Safety
+///
+/// As that of [`children`].
+unsafe fn has_form(schema: &duckdb::ffi::ArrowSchema) -> bool {
+    // SAFETY: children of a schema are schemas.
+    !schema.format.is_null() && unsafe { children(schema) }.all(|child| unsafe { has_form(child) })
 }
 
 /// A batch as the C struct that DuckDB's importer takes over.

@@ -21,7 +21,7 @@ use super::{
     line,
     query::{Ask, status_schema},
     statement::{self, Expansion},
-    types::arrow_schema,
+    types::{arrow_schema, arrow_schema_of},
 };
 use crate::{
     access::{Rights, Role},
@@ -330,7 +330,12 @@ fn as_arrow(
     schema: &duckdb::schema::Schema,
     plain: bool,
 ) -> Result<SchemaRef> {
-    shown(shared, connection, columns_of(shared, schema)?, plain)
+    let columns = schema.get_all().map_err(|error| shared.cause(&error))?;
+    let texts = types_of(shared, schema)?;
+    if texts.iter().any(|duckdb_type| duckdb_type == UNKNOWN) {
+        return shown(shared, connection, columns.into_iter().map(|(name, _)| name).zip(texts), plain);
+    }
+    arrow_schema_of(shared, connection, columns, plain)
 }
 
 /// A type that parameters leave open is shown as a text.

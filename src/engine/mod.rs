@@ -14,6 +14,7 @@ mod columns;
 mod creation;
 mod definitions;
 mod error;
+mod exported;
 mod failing;
 mod files;
 pub mod guard;

@@ -16,7 +16,7 @@ use super::{
     Engine, Served, Shared,
     catalog::{literal, quote},
     error::Redact,
-    failing,
+    exported, failing,
     guard::{self, BuiltIns},
     hold::{Hold, beside},
     pool::{Pool, lock},
@@ -125,6 +125,7 @@ pub(super) fn instance(shared: &Shared, sources: &Sources) -> Result<Instance> {
     lock(&shared.hold).iter_mut().try_for_each(|hold| hold.opened(database.seal))?;
     let connection = instance.connect().map_err(opening)?;
     sources.register_function(&connection).map_err(opening)?;
+    exported::register_function(&connection).map_err(opening)?;
     for (name, value) in &database.debug {
         match name.as_str() {
             failing::KEY => failing::register(&connection, value).map_err(opening)?,

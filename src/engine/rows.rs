@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 
+use arrow_schema::Field;
 use duckdb::{
     Parameters,
     arrow::ArrowArray,
@@ -22,7 +23,7 @@ use duckdb::{
     vector::{Unknown, Vector},
 };
 
-use super::{Shared, arrow::Importer, columns::child};
+use super::{Shared, arrow::Importer, columns::child, plain};
 use crate::error::{Error, Result};
 
 /// What a collection is called in the statement that reads it.
@@ -97,7 +98,7 @@ impl<'r> Rows<'r> {
 
     pub(super) fn step(&mut self, shared: &Shared) -> Result<ArrowResultStep> {
         match self {
-            Self::Arrow(result) => result.step().map_err(|error| shared.cause(&error)),
+            Self::Arrow(result) => result.step().map_err(|error| told(shared, &error, || variants_of(result))),
             Self::Chunks(chunks) => chunks.step(shared),
         }
     }
@@ -113,7 +114,9 @@ impl<'r> Rows<'r> {
     pub(super) fn next(&mut self, shared: &Shared) -> Result<Option<ArrowArray>> {
         let cause = |error: duckdb::Error| shared.cause(&error);
         let chunks = match self {
-            Self::Arrow(result) => return result.next_array().map_err(cause),
+            Self::Arrow(result) => {
+                return result.next_array().map_err(|error| told(shared, &error, || variants_of(result)));
+            }
             Self::Chunks(chunks) => chunks,
         };
         loop {
@@ -132,6 +135,41 @@ impl<'r> Rows<'r> {
             Self::Chunks(chunks) => chunks.result.drain(),
         }
     }
+}
+
+/// DuckDB encodes a VARIANT as Parquet does, which has fewer types, and does not say in which column it met another one.
+fn told(shared: &Shared, error: &duckdb::Error, variants: impl FnOnce() -> Vec<String>) -> Error {
+    let error = shared.cause(error);
+    let Error::Sql(text) = &error else { return error };
+    let held = match text.split_once("VARIANT of type '").or_else(|| text.split_once("convert VARIANT ")) {
+        Some((_, of)) if of.contains("to Parquet VARIANT") => {
+            of.split(" to Parquet").next().unwrap_or(of).trim_end_matches('\'')
+        }
+        _ if text.contains("INT128 with value") || text.contains("UINT64 with value") => "number of more than 64 bits",
+        _ => return error,
+    };
+    let columns: Vec<String> = variants().iter().map(|name| format!("\"{name}\"")).collect();
+    let place = match &columns[..] {
+        [] => return error,
+        [column] => format!("column {column}"),
+        several => format!("one of the columns {}", several.join(", ")),
+    };
+    Error::Sql(format!(
+        "{place}: a VARIANT that holds a value of type {held} has no form in Arrow: cast it to VARCHAR or JSON"
+    ))
+}
+
+/// The columns in which there is a VARIANT.
+fn variants_of(result: &ArrowQueryResult<'_>) -> Vec<String> {
+    let importer = result.schema().ok().and_then(|schema| Importer::new(schema, false).ok());
+    let fields = importer.map(|importer| importer.schema().fields().clone());
+    let fields = fields.iter().flatten().filter(|field| holds_variant(field));
+    fields.map(|field| field.name().clone()).collect()
+}
+
+fn holds_variant(field: &Field) -> bool {
+    plain::opaque(field).as_deref() == Some("arrow.parquet.variant")
+        || plain::children(field.data_type()).iter().any(|child| holds_variant(child))
 }
 
 /// Rows that are looked at before they become arrays.
@@ -208,7 +246,12 @@ impl Chunks<'_> {
         drop(scan);
         let rows = gathered.len().map_err(cause)?;
         let mut result = read(self.other, gathered.to_normal(), rows).map_err(cause)?;
-        while let Some(array) = result.next_array().map_err(cause)? {
+        let variants = || {
+            let holds = |of: &LogicalType| of.to_text().is_ok_and(|text| text.contains("VARIANT"));
+            let columns = schema.get_all().unwrap_or_default().into_iter().filter(|(_, of)| holds(of));
+            columns.map(|(name, _)| name).collect()
+        };
+        while let Some(array) = result.next_array().map_err(|error| told(shared, &error, variants))? {
             self.ready.push_back(array);
         }
         Ok(())

@@ -8,7 +8,13 @@ use std::{collections::HashMap, sync::Mutex};
 use arrow_schema::{FieldRef, Schema, SchemaRef};
 use duckdb::{Parameters, connection::Connection};
 
-use super::{Shared, arrow::Importer, catalog::quote, pool::lock};
+use super::{
+    Shared,
+    arrow::Importer,
+    catalog::quote,
+    exported::{self, Columns},
+    pool::lock,
+};
 use crate::error::Result;
 
 /// Types without parameters, as DuckDB writes them. Nobody can create one of the same name. TIMESTAMP WITH TIME ZONE is
@@ -59,6 +65,25 @@ impl KnownTypes {
         };
         columns.iter().map(field).collect()
     }
+}
+
+/// The same of a bound statement's columns, whose types need not have a name in SQL.
+pub(super) fn arrow_schema_of(
+    shared: &Shared,
+    connection: &Connection,
+    columns: Columns,
+    plain: bool,
+) -> Result<SchemaRef> {
+    let texts = columns.iter().map(|(_, of)| of.to_text()).collect::<duckdb::Result<Vec<_>>>();
+    let texts = texts.map_err(|error| shared.cause(&error))?;
+    if columns.is_empty() || texts.iter().all(|duckdb_type| is_built_in(duckdb_type)) {
+        let named: Vec<_> = columns.into_iter().map(|(name, _)| name).zip(texts).collect();
+        return arrow_schema(shared, connection, &named, plain);
+    }
+    let columns = columns.into_iter().map(|(name, of)| (named(&name).to_string(), of)).collect();
+    let mut importer = Importer::new(exported::schema_of(shared, connection, columns)?, plain)?;
+    importer.annotate(&texts);
+    Ok(importer.schema())
 }
 
 /// Columns of these names and DuckDB types as Arrow, as a result has them.

@@ -221,3 +221,82 @@ async fn exchangers_work_on_types_that_lose_nothing_whoever_asks() {
     let expected = row(&client, &types("all_forms")).await;
     assert_eq!(row(&other.client().await, &types("pulled")).await, expected);
 }
+
+/// Some types have no name that DuckDB reads, and are planned all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn types_without_a_name_in_sql_are_planned_as_they_come() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    run(&client, "CREATE TABLE states AS SELECT i % 2 AS k, min(i) EXPORT_STATE AS s FROM range(9) t(i) GROUP BY k")
+        .await;
+    let mut sql = server.sql().await;
+    for query in [
+        "SELECT min(1) EXPORT_STATE",
+        "SELECT avg(i) EXPORT_STATE AS s, 1::HUGEINT AS h, 'a'::ENUM ('a') AS e FROM range(3) t(i)",
+        "SELECT [s] AS l, {'s': s} AS t FROM states ORDER BY k",
+        "SELECT max(2.5) EXPORT_STATE AS s, count(*) EXPORT_STATE AS t",
+        "FROM states",
+        "SELECT 'POINT(1 2)'::GEOMETRY('OGC:CRS84') AS g, ['POINT(1 2)'::GEOMETRY('OGC:CRS84')] AS l",
+        "SELECT NULL::VARIANT AS v, (INTERVAL 3 DAY)::VARIANT IS NULL AS n",
+        "SELECT row(1, min(1) EXPORT_STATE) AS t, now() AS z",
+    ] {
+        for asked in [None, Some("lossless")] {
+            let mut stock = server.stock().await;
+            let info = stock.get_flight_info(asking(asked, FlightDescriptor::new_cmd(query))).await;
+            let info = info.unwrap_or_else(|error| panic!("{query}: {error}")).into_inner();
+            told(&server, info, asked).await;
+        }
+        let mut prepared = sql.prepare(query.into(), None).await.unwrap_or_else(|error| panic!("{query}: {error}"));
+        let announced = prepared.dataset_schema().unwrap().clone();
+        let info = prepared.execute().await.unwrap();
+        assert_eq!(rows(&mut sql, info).await.0, announced, "{query}");
+    }
+    let mut stock = server.stock().await;
+    let listed = stock.list_flights(Criteria { expression: "*.states".into() }).await.unwrap();
+    let listed: Vec<FlightInfo> = listed.into_inner().try_collect().await.unwrap();
+    told(&server, listed[0].clone(), None).await;
+    // Of some states DuckDB says no form.
+    let text = "SELECT 1 AS a, sum(1) EXPORT_STATE AS s";
+    for refused in [
+        stock.get_flight_info(FlightDescriptor::new_cmd(text)).await.unwrap_err(),
+        stock.do_get(Ticket::new(text)).await.unwrap_err(),
+    ] {
+        assert_eq!(refused.code(), Code::Unimplemented, "{refused}");
+        assert!(refused.message().starts_with("column \"s\": its type has no form in Arrow: cast it"), "{refused}");
+    }
+    let refused = stock.do_get(Ticket::new("FROM mallard_schema()")).await.unwrap_err();
+    assert!(refused.message().contains("mallard_schema"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn variants_that_have_no_form_in_arrow_are_told_by_column_and_with_what_to_do() {
+    let server = TestServer::start().await;
+    for (value, held) in [
+        ("(INTERVAL 3 DAY)::VARIANT", "INTERVAL"),
+        ("170141183460469231731687303715884105727::HUGEINT::VARIANT", "64 bits"),
+        ("18446744073709551615::UBIGINT::VARIANT", "64 bits"),
+        ("'101'::BIT::VARIANT", "BITSTRING"),
+        ("[{'a': '10:00:00'::TIME_NS}]::VARIANT", "TIME_NANOS"),
+        ("3::BIGNUM::VARIANT", "BIGNUM"),
+    ] {
+        for (columns, place) in [
+            (format!("1 AS a, {value} AS v, 'x' AS z"), "column \"v\": "),
+            (format!("1 AS a, [{value}] AS v"), "column \"v\": "),
+            (format!("INTERVAL 1 DAY AS i, {value} AS v"), "column \"v\": "),
+            (format!("2::VARIANT AS u, {value} AS v"), "one of the columns \"u\", \"v\": "),
+        ] {
+            for asked in [None, Some("lossless")] {
+                let text = format!("SELECT {columns}");
+                let mut stock = server.stock().await;
+                stock.get_flight_info(asking(asked, FlightDescriptor::new_cmd(text.clone()))).await.unwrap();
+                let status = match stock.do_get(asking(asked, Ticket::new(text.clone()))).await {
+                    Ok(answer) => answer.into_inner().try_collect::<Vec<_>>().await.unwrap_err(),
+                    Err(status) => status,
+                };
+                assert_eq!(status.code(), Code::InvalidArgument, "{text}: {status}");
+                assert!(status.message().starts_with(place), "{text}: {status}");
+                assert!(status.message().contains(held) && status.message().contains("cast it to"), "{text}: {status}");
+            }
+        }
+    }
+}
