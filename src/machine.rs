@@ -250,7 +250,7 @@ pub fn process_memory(config: &Config) -> Option<u64> {
         Some(Size(0)) => None,
         Some(size) => Some(size.0),
         None => {
-            let stacks = (config.limits.queries as u64 + 2) * ENGINE_STACK as u64;
+            let stacks = (config.limits.queries as u64 + 4) * ENGINE_STACK as u64;
             Some(cgroup_memory()? / 100 * 95 + stacks)
         }
     }

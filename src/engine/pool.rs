@@ -26,7 +26,7 @@ use super::{
     reopen::Offenders,
 };
 use crate::{
-    access::{Principal, Rights},
+    access::{Issuer, Principal, Rights, Role},
     config::{Limits, Span},
     error::{Error, Result},
     machine,
@@ -40,10 +40,16 @@ const STACK_BYTES: usize = crate::machine::ENGINE_STACK;
 /// transaction. Between two steps of DuckDB's are some milliseconds, on a busy machine some hundred.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Statements of admins that run beside `limits.queries`.
+const RESERVE: usize = 2;
+
 type Job = Box<dyn FnOnce() + Send>;
 
 pub(super) struct Pool {
     slots: Arc<Semaphore>,
+    /// Beside them, for admins alone: whatever all others' statements do, also while they are planned and cannot be
+    /// interrupted, an admin can look and act.
+    reserve: Arc<Semaphore>,
     /// Two more: for statements of health checks and metrics, and for the list of running statements and what the server
     /// stores of its own.
     probes: Arc<Semaphore>,
@@ -86,6 +92,7 @@ impl Pool {
         metrics.pool_size.set(limits.queries as i64);
         Self {
             slots: Arc::new(Semaphore::new(limits.queries)),
+            reserve: Arc::new(Semaphore::new(RESERVE)),
             probes: Arc::new(Semaphore::new(1)),
             aside: Arc::new(Semaphore::new(1)),
             waiting: AtomicUsize::new(0),
@@ -104,11 +111,14 @@ impl Pool {
         self.offenders.check(rights)?;
         let share = self.share(rights);
         let free = share.slots.clone().try_acquire_owned().ok();
-        let free = free.and_then(|own| Some((own, self.slots.clone().try_acquire_owned().ok()?)));
+        // Where nobody logs in, everybody may be one.
+        let admin = rights.role >= Role::Admin && !matches!(rights.issuer, Issuer::Anonymous | Issuer::Server);
+        let kept = || self.reserve.clone().try_acquire_owned().ok().filter(|_| admin);
+        let free = free.and_then(|own| Some((own, self.slots.clone().try_acquire_owned().ok().or_else(kept)?)));
         let (own, permit) = match free {
             Some(both) => both,
             None if self.slots.is_closed() => return Err(Error::Draining),
-            None => self.queue(&share).await?,
+            None => self.queue(&share, admin).await?,
         };
         self.metrics.queries_running.inc();
         Ok(Slot { _permit: permit, _share: Some((own, share)), metrics: Some(self.metrics.clone()) })
@@ -147,7 +157,7 @@ impl Pool {
         Ok(Slot { _permit: permit, _share: None, metrics: None })
     }
 
-    async fn queue(&self, share: &Share) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+    async fn queue(&self, share: &Share, admin: bool) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
         struct Place<'a>(&'a Pool, &'a Share);
         impl Drop for Place<'_> {
             fn drop(&mut self) {
@@ -162,7 +172,8 @@ impl Pool {
         self.metrics.queries_queued.inc();
         let _place = Place(self, share);
         let Limits { queries, queue, queue_timeout, .. } = &self.limits;
-        if ahead >= *queue {
+        // An admin waits for the reserve, which the others do not.
+        if ahead >= *queue && !admin {
             let what = format!("{queries} statements run and {queue} wait already");
             return Err(Error::Limit { what, key: "limits.queue" });
         }
@@ -175,7 +186,14 @@ impl Pool {
         let both = async {
             // One's own first: who waits for that is in nobody's way.
             let own = share.slots.clone().acquire_owned().await;
-            let slot = self.slots.clone().acquire_owned().await;
+            let slot = match admin {
+                true => tokio::select! {
+                    biased;
+                    slot = self.slots.clone().acquire_owned() => slot,
+                    slot = self.reserve.clone().acquire_owned() => slot,
+                },
+                false => self.slots.clone().acquire_owned().await,
+            };
             own.and_then(|own| Ok((own, slot?)))
         };
         match tokio::time::timeout(queue_timeout.0, both).await {
@@ -250,6 +268,7 @@ impl Pool {
     /// No statement starts from now on.
     pub(super) fn close(&self) {
         self.slots.close();
+        self.reserve.close();
         self.aside.close();
         self.probes.close();
     }

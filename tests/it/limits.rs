@@ -11,7 +11,10 @@ use mallard::{
 };
 use tonic::Code;
 
-use crate::support::{TestServer, collect, row, rows, run, test_config, until, with_users};
+use crate::{
+    exchange::act,
+    support::{TestServer, collect, row, rows, run, test_config, until, with_users},
+};
 
 async fn serve(config: Config, users: &[(&str, &str)]) -> (TestServer, Vec<Client>) {
     let server = TestServer::with(with_users(config, users)).await;
@@ -105,6 +108,37 @@ async fn who_waits_for_their_share_waits_in_nobodys_way() {
             .iter()
             .all(|error| error.code() == Code::ResourceExhausted && error.to_string().contains("limits.queue"))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn admins_have_threads_when_all_others_are_taken() {
+    let mut config = test_config();
+    config.limits.queries = 2;
+    config.limits.queue = 1;
+    config.limits.queries_per_user = 0;
+    let users = [("reader", "reader"), ("writer", "writer"), ("admin", "admin")];
+    let (server, clients) = serve(config, &users).await;
+    let [reader, writer, admin] = &clients[..] else { panic!("three users") };
+    let running = (reader.query(ENDLESS).await.unwrap(), writer.query(ENDLESS).await.unwrap());
+    // One plans, and waits for a thread.
+    let waiting = reader.info(arrow_flight::FlightDescriptor::new_cmd("SELECT 1"));
+    let watch = async {
+        until("the queue is full", async || server.metric("mallard_queries_queued").await == 1.0).await;
+        assert_eq!(writer.query("SELECT 1").await.err().map(|error| error.code()), Some(Code::ResourceExhausted));
+        for _ in 0..3 {
+            assert_eq!(row(admin, "SELECT 1").await, ["1"]);
+        }
+        assert_eq!(server.admin("/readyz").await.0, 200);
+        assert_eq!(act(admin, "queries", serde_json::Value::Null).await.unwrap().len(), 3);
+        for user in ["reader", "writer"] {
+            act(admin, "kill", serde_json::json!({"user": user})).await.unwrap();
+        }
+        drop(running);
+    };
+    let (waited, ()) = futures::join!(waiting, watch);
+    assert_eq!(waited.err().map(|error| error.code()), Some(Code::Cancelled));
+    until("the threads are free again", async || server.metric("mallard_queries_running").await == 0.0).await;
+    assert_eq!(row(reader, "SELECT 1").await, ["1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
