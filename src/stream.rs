@@ -5,6 +5,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -13,7 +14,7 @@ use arrow_buffer::{BooleanBuffer, Buffer, NullBuffer};
 use arrow_data::ArrayData;
 use arrow_schema::SchemaRef;
 use futures::{Stream, StreamExt, stream::BoxStream};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::error::{Error, Result};
 
@@ -91,6 +92,47 @@ impl Stream for RecordBatchStream {
     }
 }
 
+/// The sending end of [`channel`].
+#[derive(Clone)]
+pub struct BatchSender {
+    batches: mpsc::Sender<(Result<RecordBatch>, OwnedSemaphorePermit)>,
+    room: Arc<Semaphore>,
+    units: u32,
+}
+
+/// A channel of so many batches, and of so many bytes at most. A batch that is larger than that passes alone.
+pub fn channel(
+    batches: usize,
+    bytes: u64,
+) -> (BatchSender, impl Stream<Item = Result<RecordBatch>> + Send + Unpin + 'static) {
+    // A unit is a KiB.
+    let units = u32::try_from(bytes / 1024).unwrap_or(u32::MAX >> 4).max(1);
+    let room = Arc::new(Semaphore::new(units as usize));
+    let (sender, mut receiver) = mpsc::channel(batches);
+    let taken = futures::stream::poll_fn(move |cx| {
+        let item = ready!(receiver.poll_recv(cx));
+        Poll::Ready(item.map(|(batch, _room)| batch))
+    });
+    (BatchSender { batches: sender, room, units }, taken)
+}
+
+impl BatchSender {
+    /// Waits for room. False where nobody reads any more.
+    pub async fn send(&self, item: Result<RecordBatch>) -> bool {
+        let bytes = item.as_ref().map_or(0, batch_bytes);
+        let units = u32::try_from(bytes / 1024 + 1).unwrap_or(self.units).min(self.units);
+        let sending = async {
+            let Ok(room) = self.room.clone().acquire_many_owned(units).await else { return false };
+            self.batches.send((item, room)).await.is_ok()
+        };
+        // Who waits for room hears of a reader that has gone, too.
+        tokio::select! {
+            sent = sending => sent,
+            () = self.batches.closed() => false,
+        }
+    }
+}
+
 /// Gives its stream back when it is dropped before the end.
 struct Lent {
     /// `None` once it has ended.
@@ -158,4 +200,40 @@ pub fn held_bytes(batch: &RecordBatch) -> u64 {
 /// The bytes of a batch as Arrow counts them: the slices of its buffers, without what is only reserved.
 pub fn batch_bytes(batch: &RecordBatch) -> u64 {
     batch.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or(0) as u64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::StringArray;
+    use arrow_schema::{DataType, Field, Schema};
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn channel_is_bounded_in_bytes_and_lets_a_large_batch_pass_alone() {
+        let schema = Arc::new(Schema::new(vec![Field::new("s", DataType::Utf8, false)]));
+        let of = |bytes: usize| {
+            let texts = StringArray::from(vec!["x".repeat(bytes)]);
+            Ok(RecordBatch::try_new(schema.clone(), vec![Arc::new(texts)]).expect("it fits"))
+        };
+        let (sender, mut taken) = channel(8, 1 << 20);
+        for _ in 0..2 {
+            assert!(sender.send(of(400 << 10)).await);
+        }
+        let mut third = Box::pin(sender.send(of(400 << 10)));
+        assert!(third.as_mut().now_or_never().is_none(), "there is no room for three");
+        taken.next().await.expect("it is there").expect("a batch");
+        assert!(third.await);
+        let mut large = Box::pin(sender.send(of(5 << 20)));
+        assert!(large.as_mut().now_or_never().is_none(), "it waits until it is alone");
+        for _ in 0..2 {
+            taken.next().await.expect("it is there").expect("a batch");
+        }
+        assert!(large.await);
+        let mut behind = Box::pin(sender.send(of(1)));
+        assert!(behind.as_mut().now_or_never().is_none(), "it fills the channel");
+        drop(taken);
+        assert!(!behind.await, "nobody reads any more");
+    }
 }

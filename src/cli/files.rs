@@ -15,17 +15,21 @@ use arrow_ipc::{
 use arrow_schema::{ArrowError, SchemaRef};
 use clap::{Args, ValueEnum};
 use futures::StreamExt;
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
 
 use super::progress::Meter;
 use crate::{
     engine::{Engine, FileFormat},
     error::{Error, Result},
-    stream::RecordBatchStream,
+    stream::{self, RecordBatchStream},
 };
 
 /// Rows that a table on the terminal shows before it leaves out the middle.
 const SHOWN_ROWS: usize = 40;
+
+/// Batches of an Arrow file that wait for the network, and their bytes.
+const FILE_BATCHES: usize = 2;
+const FILE_BYTES: u64 = 64 * 1024 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
@@ -168,15 +172,16 @@ async fn read_arrow(path: &Path) -> Result<RecordBatchStream> {
         Ok((schema, batches))
     });
     let (schema, batches) = opened.await.map_err(Error::internal)?.map_err(wrong.clone())?;
-    let (sender, receiver) = mpsc::channel(2);
+    let (sender, rows) = stream::channel(FILE_BATCHES, FILE_BYTES);
+    let runtime = Handle::current();
     tokio::task::spawn_blocking(move || {
         for batch in batches {
-            if sender.blocking_send(batch.map_err(&wrong)).is_err() {
+            if !runtime.block_on(sender.send(batch.map_err(&wrong))) {
                 return;
             }
         }
     });
-    Ok(RecordBatchStream::new(schema, tokio_stream::wrappers::ReceiverStream::new(receiver)))
+    Ok(RecordBatchStream::new(schema, rows))
 }
 
 #[expect(clippy::disallowed_methods, reason = "the command line has nothing else to do while it writes")]

@@ -2,12 +2,12 @@
 
 use arrow_flight::{FlightDescriptor, Ticket};
 use futures::{StreamExt, future::try_join_all};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::task::JoinSet;
 
 use super::Client;
 use crate::{
     error::{Error, Result},
-    stream::RecordBatchStream,
+    stream::{self, RecordBatchStream},
 };
 
 /// The header of GetFlightInfo that asks for a number of endpoints.
@@ -15,6 +15,9 @@ pub const ENDPOINTS_HEADER: &str = "x-mallard-endpoints";
 
 /// Batches of each connection that wait for whoever reads.
 const CHANNEL_BATCHES: usize = 2;
+
+/// Bytes of all connections that wait.
+const CHANNEL_BYTES: u64 = 64 * 1024 * 1024;
 
 impl Client {
     /// The rows of one SQL statement over so many connections of its own, in no order. Dropping the stream cancels it on
@@ -58,13 +61,13 @@ impl Client {
         if streams.iter().any(|stream| stream.schema() != schema) {
             return Err(Error::Stream(format!("{}: the endpoints of a result differ in their schemas", self.peer)));
         }
-        let (sender, batches) = mpsc::channel(CHANNEL_BATCHES * streams.len());
+        let (sender, batches) = stream::channel(CHANNEL_BATCHES * streams.len(), CHANNEL_BYTES);
         let mut reading = JoinSet::new();
         for mut stream in streams {
             let sender = sender.clone();
             reading.spawn(async move {
                 while let Some(batch) = stream.next().await {
-                    if sender.send(batch).await.is_err() {
+                    if !sender.send(batch).await {
                         return;
                     }
                 }
@@ -72,7 +75,7 @@ impl Client {
         }
         drop(sender);
         let merged = futures::stream::try_unfold((batches, reading), async |(mut batches, mut reading)| {
-            match batches.recv().await {
+            match batches.next().await {
                 Some(batch) => Ok(Some((batch?, (batches, reading)))),
                 None => {
                     // A task that panicked has not sent all of its rows.

@@ -21,6 +21,9 @@ pub(super) fn discreet(error: Error, rights: &Rights) -> Error {
 /// What the operating system says when a file cannot grow: the disk, the quota, or the process's own limit.
 const NO_ROOM: [&str; 3] = ["no space left on device", "disk quota exceeded", "file too large"];
 
+/// What DuckDB says of an array whose texts are too long together.
+const BATCH_FULL: &str = "maximum total string size for regular string buffers";
+
 /// Paths of the server's own that no message may show.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Redact(Vec<String>);
@@ -59,6 +62,13 @@ impl Redact {
             {
                 machine::no_descriptors(message)
             }
+            // DuckDB names a setting that clients cannot reach. Larger offsets would change the type of every answer's texts.
+            _ if message.contains(BATCH_FULL) => Error::Limit {
+                what: "one record batch has more than 2 GiB of text or binary in one column: ask for fewer rows in a batch \
+                       (the session option batch_rows, such as 64), or for parts of the values (substring)"
+                    .into(),
+                key: "database.batch_rows",
+            },
             Code::DatabaseConstraint => Error::Constraint(message),
             // A full disk fails a commit; the same write does not succeed when repeated.
             Code::DatabaseTransaction if NO_ROOM.iter().any(|words| lower.contains(words)) => Error::Io(message),

@@ -248,7 +248,10 @@ impl Answer {
         let due = spool.patience().limit().map(|patience| since + patience);
         let error = match (full, due) {
             (Full::Failed(error), _) => {
-                format!("the answer cannot be kept on disk for a client that does not read it ({error})")
+                format!(
+                    "the answer cannot be kept on disk for a client that does not read it ({error}): read while sending, from \
+                     another thread"
+                )
             }
             (Full::Limit, Some(due)) if Instant::now() >= due => format!(
                 "the client sends and reads nothing of the answer, and exchange.buffer_disk ({}), where that waits, is full: read while \

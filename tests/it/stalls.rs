@@ -187,6 +187,28 @@ async fn client_that_sends_more_than_may_wait_is_told_to_read_while_it_sends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn answer_that_the_volume_has_no_room_for_is_told_to_its_client_and_ends_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    // No file of the process may be longer, as on a volume that is full.
+    let server =
+        crate::faults::server(&directory.path().join("full.duckdb"), serde_json::json!({"file_size": 8_000_000}));
+    let client = server.client(None).await;
+    let (input, count) = sent(MANY);
+    let answer = client.exchange("echo", input).await.unwrap();
+    until("all is sent", || async { count.load(Ordering::Relaxed) == MANY }).await;
+    let error = collect(answer).await.expect_err("it has no room");
+    assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+    assert!(
+        error.to_string().contains("cannot be kept on disk") && error.to_string().contains("read while"),
+        "{error}"
+    );
+    assert_eq!(crate::support::row(&client, "SELECT 42").await, ["42"]);
+    let (input, _) = sent(3);
+    let small = collect(client.exchange("echo", input).await.unwrap()).await.unwrap();
+    assert_eq!(rows(&small), 3 * EACH);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn client_that_leaves_gives_back_the_room_of_its_answer() {
     let server = TestServer::start().await;
     let client = server.client().await;

@@ -124,3 +124,22 @@ async fn wide_rows_pass_exchangers_and_transfers() {
     let more = server.memory().saturating_sub(base);
     assert!(more < 2 * MEMORY, "{} MiB more, the table among them", more >> 20);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vector_of_more_than_two_gigabytes_says_what_to_do_and_leaves_in_smaller_batches() {
+    let server = Process::serve(&[("MALLARD__LIMITS__PROCESS_MEMORY", "0")]);
+    let client = server.client(None).await;
+    let sql = "SELECT range AS i, repeat('x', 1100000) AS s FROM range(2048)";
+    let refused = match client.query(sql).await {
+        Ok(rows) => crate::support::collect(rows).await.map(drop),
+        Err(error) => Err(error),
+    };
+    let refused = refused.expect_err("offsets of 32 bits do not reach that far");
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
+    assert!(refused.to_string().contains("batch_rows"), "{refused}");
+    drop((client, server));
+    let server = Process::serve(&[("MALLARD__DATABASE__BATCH_ROWS", "64")]);
+    let (rows, bytes, largest) = sums(server.client(None).await.query(sql).await.unwrap()).await;
+    assert_eq!((rows, bytes), (2048, 2048 * 1_100_000));
+    assert!(largest <= 80 << 20, "{largest}");
+}

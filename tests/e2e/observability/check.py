@@ -107,7 +107,6 @@ process_threads gauge
 # In no panel and no alert, on purpose.
 UNUSED = {
     "mallard_exchange_buffer_bytes": "0 but for clients that send everything before they read; its limit answers them",
-    "mallard_database_file_lost": "such a server is not ready, which MallardNotReady tells",
     "mallard_connections_unauthenticated": "a part of the open connections, to look at when some are refused",
     "mallard_connections_closed_total": "old, idle and silent connections end like this every day",
     "process_virtual_memory_bytes": "address space is reserved freely and says nothing about memory in use",
