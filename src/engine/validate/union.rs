@@ -92,6 +92,7 @@ pub(super) fn duckdb_type(field: &Field, structs: usize) -> Option<String> {
             DataType::Time32(_) | DataType::Time64(TimeUnit::Microsecond) => "TIME".into(),
             DataType::Time64(_) => "TIME_NS".into(),
             DataType::Timestamp(TimeUnit::Microsecond, Some(_)) => "TIMESTAMP WITH TIME ZONE".into(),
+            DataType::Timestamp(TimeUnit::Nanosecond, Some(_)) => "TIMESTAMPTZ_NS".into(),
             DataType::Timestamp(TimeUnit::Second, None) => "TIMESTAMP_S".into(),
             DataType::Timestamp(TimeUnit::Millisecond, None) => "TIMESTAMP_MS".into(),
             DataType::Timestamp(TimeUnit::Microsecond, None) => "TIMESTAMP".into(),
