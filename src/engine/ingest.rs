@@ -23,12 +23,14 @@ use super::{
     interruption::Manner,
     line::{Line, Place, Settings},
     pool::{Cancel, CancelOnDrop},
+    seen::Seen,
     source::{Sharing, Source},
 };
 use crate::{
     access::{Rights, Role},
     error::{Error, Result},
     stream::{RecordBatchStream, batch_bytes},
+    telemetry::Access,
 };
 
 /// How often, and after which pauses, the creation of a table is tried again while a statement of someone else's creates it.
@@ -193,7 +195,7 @@ impl Engine {
         let rights = rights.clone();
         self.pool.run(slot, move || {
             place.runs(&cancel);
-            let work = Work { shared: &shared, rights, source, schema, target, verify };
+            let work = Work { shared: &shared, rights, source, schema, target, verify, seen: seen.clone() };
             let finished = work.run(&mut place, &cancel, report, decided).map_err(|error| failed.or(error));
             let finished = shared.finish(&cancel, &seen, finished);
             // The connection may be another statement's next.
@@ -242,6 +244,7 @@ struct Work<'a> {
     schema: SchemaRef,
     target: Target,
     verify: bool,
+    seen: Arc<Seen>,
 }
 
 impl Work<'_> {
@@ -259,6 +262,18 @@ impl Work<'_> {
         cancel.arm(connection.interrupt_handle(), Manner::AtOnce)?;
         guard::check_names(&self.rights, place.is_moved() || self.target.settings.moves_names())?;
         let table = self.target_sql(connection, place)?;
+        if let Some(parts) = self.seen.is_audited().then(|| self.target.table.parts()) {
+            let database = self.shared.database_name(connection)?;
+            let (name, before) = parts.split_last().ok_or_else(|| Error::internal("a table without a name"))?;
+            let (catalog, schema) = match before {
+                _ if self.target.temporary => ("temp", "main"),
+                [] => (database, "main"),
+                [schema] => (database, schema.as_str()),
+                [catalog, schema, ..] => (catalog.as_str(), schema.as_str()),
+            };
+            let [kind, catalog, schema, name] = ["table", catalog, schema, name].map(str::to_string);
+            self.seen.binds(Arc::new([Access { kind, catalog, schema, name, usage: "write" }]));
+        }
         if !self.target.temporary {
             guard::may_write(&self.rights, &self.target.table, self.shared.database_name(connection)?)?;
         }

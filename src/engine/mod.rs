@@ -90,7 +90,7 @@ use crate::{
     access::Rights,
     config::{Config, Span},
     error::{Error, Result},
-    telemetry::Metrics,
+    telemetry::{Access, Metrics},
 };
 use error::Redact;
 use hold::Hold;
@@ -139,6 +139,8 @@ struct Shared {
     creations: creation::Creations,
     definitions: definitions::Definitions,
     decisions: guard::Decisions,
+    /// What statements reach, for the audit log.
+    accesses: guard::Decisions<Arc<[Access]>>,
     /// Held while a backup is made.
     backing_up: Mutex<()>,
     /// Whether DuckDB has said that the database is unusable, and it has not been reopened since.

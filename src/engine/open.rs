@@ -83,6 +83,7 @@ impl Engine {
             creations: Default::default(),
             definitions: Default::default(),
             decisions: guard::Decisions::new(config.limits.decisions_size),
+            accesses: guard::Decisions::new(config.limits.decisions_size),
             backing_up: Mutex::default(),
             broken: watch::Sender::new(false),
             blamed: Default::default(),

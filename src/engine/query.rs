@@ -333,6 +333,9 @@ fn run(
             Ok((statement, moves))
         })
         .inspect_err(|_| shared.identify(&answer.seen, connection, statement::class_of_text(connection, sql)))?;
+    if answer.seen.is_audited() {
+        answer.seen.binds(guard::bound(shared, connection, &statement, sql, place.sees()));
+    }
     // Held until it is committed.
     let _change = match statement::effect(connection, &statement)? {
         Effect::Rows => None,

@@ -29,7 +29,7 @@ use crate::{
     config::StatementText,
     error::{Error, Result},
     stream::{RecordBatchStream, batch_bytes},
-    telemetry::{self, Event, Metrics, StatementSpan},
+    telemetry::{self, Access, Event, Metrics, StatementSpan},
 };
 
 /// Statements from when they are asked for until they have ended.
@@ -53,6 +53,8 @@ pub(super) struct Seen {
     rows: AtomicU64,
     /// The tables it names, where there is an audit log.
     objects: OnceLock<Vec<String>>,
+    /// What they stand for.
+    bound: OnceLock<Arc<[Access]>>,
     cancel: OnceLock<Cancel>,
     /// Who has ended it, while it waits for a thread, too.
     killer: OnceLock<String>,
@@ -125,6 +127,7 @@ impl Shared {
             class: OnceLock::new(),
             rows: AtomicU64::new(0),
             objects: OnceLock::new(),
+            bound: OnceLock::new(),
             cancel: OnceLock::new(),
             killer: OnceLock::new(),
             killed: CancellationToken::new(),
@@ -217,6 +220,16 @@ impl Seen {
         self.metrics.queue_seconds.observe(waited.as_secs_f64());
     }
 
+    /// Whether somebody wants to know what it reaches.
+    pub(super) fn is_audited(&self) -> bool {
+        self.metrics.audit.get().is_some()
+    }
+
+    pub(super) fn binds(&self, bound: Arc<[Access]>) {
+        // Found once.
+        let _ = self.bound.set(bound);
+    }
+
     /// An ingest has no SQL of a client's.
     pub(super) fn identify_ingest(&self, table: &str) {
         self.set_class("ingest");
@@ -277,6 +290,7 @@ impl Seen {
                 trace_id: origin.as_ref().map(|origin| origin.trace_id.as_str()),
                 class: Some(self.class.get().unwrap_or(&"other")),
                 objects: self.objects.get().map_or(&[], Vec::as_slice),
+                bound: self.bound.get().map_or(&[], |bound| bound),
                 outcome: telemetry::outcome(outcome),
                 rule,
                 rows_sent: Some(rows).filter(|rows| *rows > 0),

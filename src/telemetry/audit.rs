@@ -62,6 +62,9 @@ pub struct Event<'a> {
     /// Tables that the statement names.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     pub objects: &'a [String],
+    /// What they stand for.
+    #[serde(skip_serializing_if = "<[Access]>::is_empty")]
+    pub bound: &'a [Access],
     /// OK, or the gRPC code; of a login ok, refused (wrong), or limited (too many).
     pub outcome: &'a str,
     /// Which rule was against it.
@@ -153,12 +156,39 @@ impl Audit {
     pub fn write(&self, event: &Event<'_>) {
         let (user, action) = (event.user.map(escaped), event.action.map(escaped));
         let objects: Vec<String> = event.objects.iter().map(|name| escaped(name).into_owned()).collect();
-        let event = &Event { user: user.as_deref(), action: action.as_deref(), objects: &objects, ..event.clone() };
+        let bound: Vec<Access> = event.bound.iter().map(Access::escaped).collect();
+        let event = &Event {
+            user: user.as_deref(),
+            action: action.as_deref(),
+            objects: &objects,
+            bound: &bound,
+            ..event.clone()
+        };
         let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let line = serde_json::to_string(&Line { time, event });
         if !line.is_ok_and(|line| self.orders.try_send(Order::Write(line)).is_ok()) {
             self.lost.inc();
         }
+    }
+}
+
+/// An object of a database, and how a statement uses it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Access {
+    /// table, view, macro, sequence, type, schema, index or trigger.
+    pub kind: String,
+    pub catalog: String,
+    pub schema: String,
+    pub name: String,
+    /// read, write, create, drop or advance.
+    #[serde(rename = "use")]
+    pub usage: &'static str,
+}
+
+impl Access {
+    fn escaped(&self) -> Self {
+        let text = |name: &str| escaped(name).into_owned();
+        Self { catalog: text(&self.catalog), schema: text(&self.schema), name: text(&self.name), ..self.clone() }
     }
 }
 

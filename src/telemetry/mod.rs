@@ -9,7 +9,7 @@ mod metrics;
 mod otlp;
 mod spans;
 
-pub use audit::{Audit, Event, outcome};
+pub use audit::{Access, Audit, Event, outcome};
 pub use call::{Call, Calls};
 pub use logs::Telemetry;
 pub use method::Method;

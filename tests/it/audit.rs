@@ -96,6 +96,76 @@ async fn every_login_call_and_statement_is_a_line_without_a_literal() {
     assert_eq!(server.metric("mallard_audit_lost_total").await, 0.0);
 }
 
+/// Each object once as `use kind catalog.schema.name`, whatever the text calls it.
+#[tokio::test(flavor = "multi_thread")]
+async fn statements_are_logged_with_what_they_reach() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    let (_server, root, _ann) = serve(Some(&path)).await;
+    for sql in [
+        "CREATE SCHEMA hr",
+        "CREATE TABLE hr.pay AS SELECT 1 AS i",
+        "CREATE VIEW hr.seen AS SELECT i FROM pay",
+        "CREATE MACRO most() AS (SELECT max(i) FROM hr.seen)",
+        "CREATE SEQUENCE numbers",
+        "CREATE TABLE t (i INTEGER)",
+        "CREATE TABLE \"weird \u{202e}name\" (i INTEGER)",
+    ] {
+        run(&root, sql).await;
+    }
+    root.put(&table("people"), people(1, 7)).await.unwrap();
+    let statements = || lines(&path).into_iter().filter(|line| line["event"] == "statement").collect::<Vec<_>>();
+    let mut count = 8;
+    until("what was prepared is written", async || statements().len() == count).await;
+    let pay = "read table memory.hr.pay";
+    let seen = "read view memory.hr.seen";
+    let t = |usage: &str| format!("{usage} table memory.main.t");
+    let mut cases: Vec<(&str, Vec<String>)> = Vec::new();
+    let mut case = |sql: &'static str, reached: &[&str]| {
+        cases.push((sql, reached.iter().map(|one| one.to_string()).collect()));
+    };
+    case("SELECT 1", &[]);
+    case("FROM HR.Pay", &[pay]);
+    case("SELECT * FROM memory.hr.pay AS t, hr.pay", &[pay]);
+    case("WITH pay AS (SELECT 1 AS i) FROM pay", &[]);
+    case("WITH t AS (SELECT 1 AS i) FROM t, memory.main.t AS other", &[&t("read")]);
+    case("SELECT * FROM hr.seen", &[seen, pay]);
+    case("SELECT most()", &["read macro memory.main.most", seen, pay]);
+    case("SELECT nextval('numbers'), nextval('main.numbers')", &["advance sequence memory.main.numbers"]);
+    case("INSERT INTO t SELECT i FROM hr.pay", &[&t("write"), pay]);
+    case("UPDATE t SET i = (SELECT max(i) FROM hr.seen)", &[&t("write"), seen, pay]);
+    case("DELETE FROM t USING hr.pay p WHERE t.i = p.i", &[&t("write"), pay]);
+    case("MERGE INTO t USING hr.pay p ON t.i = p.i WHEN MATCHED THEN DELETE", &[&t("write"), pay]);
+    case("WITH x AS (INSERT INTO t VALUES (1) RETURNING i) FROM x, hr.pay", &[&t("write"), pay]);
+    case("SET VARIABLE v = (SELECT max(i) FROM hr.pay)", &[pay]);
+    case("EXPLAIN ANALYZE SELECT * FROM hr.seen", &[seen, pay]);
+    case("DESCRIBE hr.pay", &[pay]);
+    case("CREATE TABLE made AS FROM hr.pay", &["create table memory.main.made", pay]);
+    case("CREATE VIEW hr.other AS SELECT 1 AS i", &["create table memory.hr.other"]);
+    case("ALTER TABLE t ADD COLUMN j INTEGER", &[&t("write")]);
+    case("DROP TABLE made", &["drop table memory.main.made"]);
+    case("CREATE TYPE mood AS ENUM ('a')", &["create type memory.main.mood"]);
+    case("DROP TYPE mood", &["drop type memory.main.mood"]);
+    case("FROM \"weird \u{202e}name\"", &["read table memory.main.weird \\u{202e}name"]);
+    for (sql, mut reached) in cases {
+        // Once remembered and once not.
+        for _ in 0..if sql.contains("FROM") && !sql.starts_with("CREATE") { 2 } else { 1 } {
+            collect(root.query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"))).await.unwrap();
+            count += 1;
+            until("the statement is written", async || statements().len() >= count).await;
+            let bound = statements()[count - 1]["bound"].as_array().cloned().unwrap_or_default();
+            let one = |one: &Value| {
+                let word = |key: &str| one[key].as_str().unwrap_or_default();
+                format!("{} {} {}.{}.{}", word("use"), word("kind"), word("catalog"), word("schema"), word("name"))
+            };
+            let mut told: Vec<String> = bound.iter().map(one).collect();
+            told.sort();
+            reached.sort();
+            assert_eq!(told, reached, "{sql}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn audit_log_that_cannot_be_written_keeps_the_port_closed() {
     let mut config = test_config();

@@ -10,6 +10,7 @@
 //! was allowed to when it was created.
 
 pub mod attacks;
+mod bound;
 mod decisions;
 mod expansion;
 mod functions;
@@ -21,6 +22,7 @@ mod tree;
 use duckdb::{connection::Connection, query_result::StatementType, statement::Statement};
 
 pub(super) use attacks::self_test;
+pub(super) use bound::bound;
 pub(super) use decisions::Decisions;
 pub use functions::BuiltIns;
 pub(super) use shadow::Shadow;
@@ -71,7 +73,7 @@ pub(super) fn admit(
     };
     check_kind(shared, kind, tokens, rights)?;
     let version = if sees == Sees::Committed { shared.definitions.version() } else { None };
-    if version.is_some_and(|version| shared.decisions.allows(version, sql, rights)) {
+    if version.is_some_and(|version| shared.decisions.get(version, sql, rights).is_some()) {
         return Ok(parsed);
     }
     let text = Text::new(shared, connection, sql, tokens, kind, explained);
@@ -89,7 +91,7 @@ pub(super) fn admit(
     // What has changed meanwhile may have been looked at half before and half after.
     let version = version.filter(|version| shared.definitions.version() == Some(*version));
     if let Some(version) = version.filter(|_| narrow || looked) {
-        shared.decisions.remember(version, sql, rights);
+        shared.decisions.remember(version, sql, rights, (), 0);
     }
     Ok(parsed)
 }

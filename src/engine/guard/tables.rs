@@ -11,7 +11,9 @@ use duckdb::query_result::StatementType;
 use serde_json::Value;
 
 use super::{
-    Token, check_name, functions,
+    Token,
+    bound::Written,
+    check_name, functions,
     tokens::is_word,
     tree::{self, Text},
 };
@@ -24,8 +26,20 @@ use crate::{
 pub(super) fn check(text: &Text<'_>, rights: &Rights, given: &[&str]) -> Result<HashSet<String>> {
     let database = text.shared.database_name(text.connection)?;
     let named = RefCell::default();
-    Names { text, rights, given, database, home: None, named: &named }.statement()?;
+    Names { text, rights, given, database, home: None, named: &named, written: None }.statement()?;
     Ok(named.take())
+}
+
+/// The tables that the text names, and how each is used, whoever asks.
+pub(super) fn written(text: &Text<'_>, rights: &Rights) -> Result<Vec<Written>> {
+    let database = text.shared.database_name(text.connection)?;
+    let (named, written) = (RefCell::default(), RefCell::default());
+    let names = Names { text, rights, given: &[], database, home: None, named: &named, written: Some(&written) };
+    // What has no tree has named what its tokens tell.
+    match names.statement() {
+        Ok(()) | Err(Error::Denied { .. }) => Ok(written.take()),
+        Err(error) => Err(error),
+    }
 }
 
 /// One text and who sent it.
@@ -38,11 +52,16 @@ struct Names<'a> {
     /// The schema of the view whose query this is: DuckDB looks there first when the view is read.
     home: Option<&'a str>,
     named: &'a RefCell<HashSet<String>>,
+    /// Where names are told instead of decided on.
+    written: Option<&'a RefCell<Vec<Written>>>,
 }
 
 impl Names<'_> {
     fn statement(&self) -> Result<()> {
         let tokens = self.text.tokens;
+        if self.text.kind == StatementType::MergeInto && self.written.is_some() {
+            return self.merged(tokens);
+        }
         match self.text.kind {
             StatementType::Select => self.query(),
             StatementType::Delete if is_word(tokens.first(), "truncate") => {
@@ -60,6 +79,16 @@ impl Names<'_> {
             }
             _ => Err(self.unclear(tokens)),
         }
+    }
+
+    /// The target and the source of a MERGE, where both are names.
+    fn merged(&self, tokens: &[Token<'_>]) -> Result<()> {
+        let behind = |word: &str| {
+            let at = tokens.iter().position(|token| is_word(Some(token), word))?;
+            name(&tokens[at + 1..]).map(|(name, _)| name)
+        };
+        behind("into").map_or(Ok(()), |target| self.may(&target, Rights::may_write, "change"))?;
+        behind("using").map_or(Ok(()), |source| self.may(&source, Rights::may_read, "read"))
     }
 
     fn unclear(&self, tokens: &[Token<'_>]) -> Error {
@@ -211,6 +240,9 @@ impl Names<'_> {
                     // How a recursive CTE that keeps keys reads what it has.
                     [first, one] if first.eq_ignore_ascii_case("recurring") && scope.contains(&fold(one)) => Ok(()),
                     [one] => {
+                        if self.written.is_some() {
+                            return self.may(&name, Rights::may_read, "read");
+                        }
                         if let Some(home) = self.home {
                             self.may(&[home.to_string(), one.clone()], Rights::may_read, "read")?;
                         }
@@ -224,6 +256,7 @@ impl Names<'_> {
             "COPY_QUERY_NODE" => Err(self.rights.denied("keyword", "COPY in a CTE is not allowed")),
             // DESCRIBE and SUMMARIZE have the query they describe; SHOW TABLES has none.
             "SHOW_REF" if node["query"].is_object() => Ok(()),
+            _ if self.written.is_some() && ["COPY_QUERY_NODE", "SHOW_REF", "TABLE_FUNCTION"].contains(&kind) => Ok(()),
             "SHOW_REF" => Err(self
                 .rights
                 .denied("catalog", "SHOW tells of tables without a grant; ListFlights lists those with one")),
@@ -247,6 +280,16 @@ impl Names<'_> {
     fn may(&self, name: &[String], allowed: fn(&Rights, &str, &str) -> bool, verb: &str) -> Result<()> {
         let system = ["information_schema", "pg_catalog", "system", "temp"];
         let (last, before) = name.split_last().ok_or_else(|| Error::invalid("a table without a name"))?;
+        if let Some(written) = self.written {
+            let usage = match (verb, self.text.kind) {
+                ("read", _) => "read",
+                (_, StatementType::Create) => "create",
+                (_, StatementType::Drop) => "drop",
+                _ => "write",
+            };
+            written.borrow_mut().push((name.to_vec(), usage));
+            return Ok(());
+        }
         let of_system = before.iter().any(|part| system.contains(&fold(part).as_str()));
         if of_system || self.text.shared.built_ins().views.contains(&fold(last)) {
             return Err(self.rights.denied(
@@ -270,7 +313,7 @@ fn path(node: &Value) -> Vec<String> {
 }
 
 /// A qualified name at the front, and what is behind it.
-fn name<'t, 's>(tokens: &'t [Token<'s>]) -> Option<(Vec<String>, &'t [Token<'s>])> {
+pub(super) fn name<'t, 's>(tokens: &'t [Token<'s>]) -> Option<(Vec<String>, &'t [Token<'s>])> {
     let mut parts = Vec::new();
     let mut at = 0;
     loop {
@@ -284,7 +327,7 @@ fn name<'t, 's>(tokens: &'t [Token<'s>]) -> Option<(Vec<String>, &'t [Token<'s>]
     }
 }
 
-fn skip_words<'t, 's>(tokens: &'t [Token<'s>], words: &[&str]) -> &'t [Token<'s>] {
+pub(super) fn skip_words<'t, 's>(tokens: &'t [Token<'s>], words: &[&str]) -> &'t [Token<'s>] {
     let there = words.iter().enumerate().all(|(at, word)| is_word(tokens.get(at), word));
     if there { &tokens[words.len()..] } else { tokens }
 }
