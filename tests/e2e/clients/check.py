@@ -26,13 +26,14 @@ import adbc  # noqa: E402
 import arrow_rs  # noqa: E402
 import dbapi  # noqa: E402
 import frames  # noqa: E402
+import jdbc  # noqa: E402
 import npm  # noqa: E402
 from matrix import FEATURES  # noqa: E402
 from support import Server  # noqa: E402
 
 CLIENTS = [
     adbc.ADBC, dbapi.DBAPI, dbapi.ALCHEMY, frames.PANDAS, frames.POLARS, npm.GIZMODATA, npm.LAKEHOUSE,
-    arrow_rs.ARROW_RS,
+    arrow_rs.ARROW_RS, jdbc.JDBC,
 ]
 PAGE = ROOT / "docs" / "clients.md"
 PASSWORD = "a-long-password"
@@ -59,11 +60,7 @@ TAIL = """\
 - **ADBC's ingest mode replace**, and `if_exists="replace"` of pandas and polars over it, drop the table and create it anew, as Flight SQL
   says of TABLE_EXISTS_OPTION_REPLACE: keys, defaults, indexes and comments go with it. To keep them, empty the table and append in one
   transaction, or let `mallard transfer --mode replace` bring the rows.
-- **JDBC** (DBeaver, Metabase, Tableau) and **ODBC**: their drivers are not in a registry that the tests reach, so they
-  are not in the table. What the Arrow Flight SQL JDBC driver does on the wire (its handshake, its headers, its prepared
-  statements) is replayed by `tests/it`. The URL is
-  `jdbc:arrow-flight-sql://localhost:8815?useEncryption=false&user=alice&password=…`; for TLS leave `useEncryption` out.
-  Let the server or the session have [plain types](types.md).
+- **ODBC**: its driver is not in a registry that the tests reach, so it is not in the table.
 - **Go, C, R**: the ADBC driver in the table is the one they use, with the same options.
 - Without a login there is no session: `BEGIN`, `SET`, `USE` and session options want a user, or a client that keeps cookies
   (ADBC: `adbc.flight.sql.rpc.with_cookie_middleware`).
@@ -163,6 +160,12 @@ def main():
 def snippet(client, stage):
     """What the page says to copy does what it says."""
     told = {name: getattr(stage, name) for name in ("uri", "host", "port", "user", "password")}
+    if client.language == "java":
+        with tempfile.TemporaryDirectory() as directory:
+            source = Path(directory) / "Answer.java"
+            source.write_text(client.snippet.format(**told))
+            assert jdbc.java(source).strip() == "42", "it printed something else"
+        return
     command = {"python": [sys.executable, "-c"], "js": ["node", "-e"], "sh": ["sh", "-c"]}[client.language]
     environment = os.environ | {"NODE_PATH": os.environ["MALLARD_NODE_MODULES"]}
     ended = subprocess.run(
