@@ -127,7 +127,8 @@ impl Engine {
         let plain = settings.plain(&self.shared);
         let work =
             move |shared: &Shared, connection: &Connection, moved: bool, in_transaction: bool, sees: Sees<'_>| {
-                let statement = guard::admit(shared, connection, &sql, &caller, sees)?;
+                let statement =
+                    guard::admit(shared, connection, &sql, &caller, sees).map_err(|error| discreet(error, &caller))?;
                 guard::check_names(&caller, moved)?;
                 let read_only = caller.role < Role::Writer && !in_transaction;
                 let planned = match read_only {

@@ -95,6 +95,8 @@ async fn what_duckdb_binds_beside_what_a_text_says_is_refused() {
         ("SELECT nothing FROM sales.orders", Code::InvalidArgument),
     ] {
         let told = answer(&ann, sql).await.expect_err("it is not there");
+        let planned = ann.info(arrow_flight::FlightDescriptor::new_cmd(sql.to_string())).await.expect_err("nor here");
+        assert!(!planned.to_string().contains("Did you mean"), "{planned}");
         if told.code() != code || told.to_string().contains("hr.") {
             wrong.push(format!("{sql}: {told}"));
         }

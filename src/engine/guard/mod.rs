@@ -85,7 +85,7 @@ pub(super) fn admit(
         let setting = matches!(kind, StatementType::Set | StatementType::VariableSet)
             && !tokens.iter().any(|token| is_word(Some(token), "variable"));
         if !setting {
-            Sight { shared, connection, rights, sql, tokens, kind, named }.check(&parsed)?;
+            Sight { shared, connection, rights, sql, tokens, kind, named, explained }.check(&parsed)?;
         }
     }
     // What has changed meanwhile may have been looked at half before and half after.

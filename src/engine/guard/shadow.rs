@@ -90,6 +90,8 @@ pub(super) struct Sight<'a> {
     pub(super) kind: StatementType,
     /// The last parts of the tables that the text names, for each of which there is a grant.
     pub(super) named: HashSet<String>,
+    /// Whether it is only to be explained.
+    pub(super) explained: bool,
 }
 
 impl Sight<'_> {
@@ -323,6 +325,12 @@ impl Sight<'_> {
             if may(self.rights, &schema, &name) {
                 made.relations.push(format!("CREATE SEQUENCE {}.{}", quote(&schema), quote(&name)));
             }
+        }
+        // A plan names what a view reads, with the view's own conditions.
+        let named = |name: &str| self.named.contains(&fold(name)) || !macros.is_empty();
+        if self.explained && relations.iter().any(|((_, _, name), relation)| relation.is_view && named(name)) {
+            let what = "EXPLAIN of a view tells what the view reads, which needs grants on all tables";
+            return Err(self.rights.denied("grant", what));
         }
         let writes = self.writes();
         for ((temporary, schema, name), relation) in &relations {
