@@ -21,6 +21,7 @@ pub mod guard;
 mod hold;
 mod ingest;
 mod interruption;
+mod joining;
 mod kept;
 mod line;
 mod metadata;

@@ -27,13 +27,14 @@ use super::{
     catalog,
     error::discreet,
     guard,
+    joining::Joining,
     line::{Line, Place, Settings},
     outlet::{Outlet, outlet},
     pool::{Cancel, CancelOnDrop, lock},
     rows::{self, Rows},
     seen::{Seen, Waiting},
     statement::{self, Effect},
-    steps::Steps,
+    steps::{Next, Steps},
     width,
 };
 use crate::{
@@ -182,6 +183,7 @@ impl Engine {
                 allowance: setup.rights.allowance,
                 answered: (0, 0),
                 room,
+                joined_rows: 0,
             };
             place.runs(&cancel);
             let outcome = run(&shared, &sql, &setup, &cancel, &mut answer, &mut place);
@@ -235,6 +237,8 @@ struct Answer {
     allowance: Allowance,
     answered: (u64, u64),
     room: Room,
+    /// Rows of a batch into which short ones are joined; 0 where they are long anyway.
+    joined_rows: usize,
 }
 
 impl Answer {
@@ -419,7 +423,10 @@ fn execute(
     let answers = answer.held.is_some() || statement::may_answer_rows(statement)?;
     let bound = answers.then(|| statement.bind(connection));
     let known = bound.as_ref().and_then(|bound| bound.as_ref().ok());
+    let most = batch_rows;
     let batch_rows = batch_rows.min(fitting_rows(shared, connection, statement, known, place, sql, answer.room)?);
+    // Rows of a width that nobody knows.
+    answer.joined_rows = if batch_rows == width::VECTOR_ROWS { most } else { 0 };
     answer.room.batch_rows = batch_rows;
     let looked_at = bound.as_ref().is_some_and(rows::may_hold_intervals);
     let other = looked_at.then(|| shared.connect()).transpose()?;
@@ -550,10 +557,20 @@ fn stream(
         arrays.extend(next);
     }
     answer.schema(importer.schema())?;
-    while let Some(array) = arrays.pop_front().map_or_else(|| result.next(), |array| Ok(Some(array)))? {
-        answer.batch(shared, importer.batch(array)?)?;
+    let mut joining = Joining::new(importer.schema(), answer.joined_rows);
+    loop {
+        let next =
+            arrays.pop_front().map_or_else(|| result.next_until(joining.due()), |array| Ok(Next::Array(array)))?;
+        let over = matches!(next, Next::End);
+        let leaving = match next {
+            Next::Array(array) => joining.push(importer.batch(array)?)?,
+            Next::Late | Next::End => [joining.take()?, None],
+        };
+        leaving.into_iter().flatten().try_for_each(|batch| answer.batch(shared, batch))?;
+        if over {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 /// How long FORCE CHECKPOINT may wait for others: no transaction begins anywhere meanwhile, not even a SELECT's.

@@ -143,3 +143,25 @@ async fn vector_of_more_than_two_gigabytes_says_what_to_do_and_leaves_in_smaller
     assert_eq!((rows, bytes), (2048, 2048 * 1_100_000));
     assert!(largest <= 80 << 20, "{largest}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn narrow_texts_of_any_query_leave_in_long_batches() {
+    let server = Process::serve(&[]);
+    let client = server.client(None).await;
+    let sql = "SELECT range AS i, 'text ' || range AS s FROM range(1000000) WHERE range % 5 > 0 ORDER BY i";
+    let (mut rows, mut batches, mut before) = (0, 0, 0);
+    let mut stream = client.query(sql).await.unwrap();
+    while let Some(batch) = stream.next().await {
+        let batch = batch.unwrap();
+        let ids = batch.column(0).as_any().downcast_ref::<Int64Array>().expect("a number");
+        let texts = batch.column(1).as_any().downcast_ref::<StringArray>().expect("a text");
+        for (id, text) in ids.values().iter().zip(texts) {
+            assert!(*id > before && text == Some(format!("text {id}").as_str()), "{id}: {text:?}");
+            before = *id;
+        }
+        (rows, batches) = (rows + batch.num_rows(), batches + 1);
+    }
+    assert_eq!(rows, 800_000);
+    // Vector by vector there are 390.
+    assert!(batches < 200, "{batches}");
+}
