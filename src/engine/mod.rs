@@ -25,6 +25,7 @@ mod joining;
 mod kept;
 mod line;
 mod metadata;
+mod names;
 mod once;
 mod open;
 mod origins;

@@ -143,10 +143,10 @@ pub(super) fn instance(shared: &Shared, sources: &Sources) -> Result<Instance> {
     if shared.locked {
         // From here on no statement changes a setting of the database.
         // What we set for one connection after the lock; the guard keeps clients from it.
-        shared.execute(
-            &connection,
-            "SET allowed_configs = ['operator_memory_limit', 'max_streaming_buffer_size', 'TimeZone']",
-        )?;
+        let config = connection.config().map_err(|error| shared.cause(&error))?;
+        let known = |name: &&str| config.try_get_value(name).is_ok_and(|value| value.is_some());
+        let unlocked: Vec<String> = guard::settings::unlocked().filter(known).map(literal).collect();
+        shared.execute(&connection, &format!("SET allowed_configs = [{}]", unlocked.join(", ")))?;
         shared.execute(&connection, LOCK)?;
         guard::self_test(shared, &connection)?;
     }

@@ -5,7 +5,7 @@ use duckdb::{
     tokens::SqlTokenIterator,
 };
 
-use super::Shared;
+use super::{Shared, names};
 use crate::error::{Error, Result};
 
 /// Parses `sql`, which must hold exactly one statement that may run outside a session.
@@ -148,23 +148,11 @@ fn holds_change(connection: &Connection, statement: &Statement<'_>) -> Result<bo
     let sql = statement.get_text().map_err(|error| Error::Sql(error.message))?;
     let tokens = SqlTokenIterator::new(connection, sql).map_err(|error| Error::Sql(error.message))?;
     let tokens = tokens.flatten().filter(|token| token.token_type != TokenType::Comment);
-    let words: Vec<String> = tokens.map(|token| token.lexeme(sql).unwrap_or_default().to_lowercase()).collect();
-    // A column may have such a name, but not there.
-    let begins = |before: &str| before.ends_with(['(', ')']);
-    Ok(words.windows(3).any(|words| match words {
-        [before, verb, next] if begins(before) => match verb.as_str() {
-            "insert" => ["into", "or", "by"].contains(&next.as_str()),
-            "merge" => next == "into",
-            "delete" => next == "from",
-            "update" => next != "from" && next.starts_with(|first: char| first == '"' || is_letter(first)),
-            _ => false,
-        },
-        _ => false,
-    }))
-}
-
-fn is_letter(character: char) -> bool {
-    character.is_alphabetic() || character == '_'
+    let verbs = ["insert", "merge", "delete", "update", "truncate"];
+    let is_verb = |word: &str| verbs.iter().any(|verb| word.eq_ignore_ascii_case(verb));
+    let words = tokens.filter(|token| token.lexeme(sql).is_some_and(is_verb));
+    let words: Vec<_> = words.map(|token| token.start..token.start + token.length).collect();
+    Ok(names::keyword(connection, sql, &words).is_some())
 }
 
 /// Whether it can be ended half way without harm to its transaction. A SELECT may change something in a CTE; DuckDB then
@@ -202,26 +190,29 @@ pub(super) enum Expansion {
 }
 
 pub(super) fn expansion(connection: &Connection, statement: &Statement<'_>) -> Result<Expansion> {
-    let sql = statement.get_text().map_err(|error| Error::Sql(error.message))?;
-    let tokens = SqlTokenIterator::new(connection, sql).map_err(|error| Error::Sql(error.message))?;
-    let lexemes = tokens.flatten().filter(|token| token.token_type != TokenType::Comment);
-    Ok(expansion_of(lexemes.map(|token| token.lexeme(sql).unwrap_or_default())))
+    Ok(expansion_of(connection, statement.get_text().map_err(|error| Error::Sql(error.message))?))
 }
 
-/// The same, told from the text without its comments.
-pub(super) fn expansion_of<'a>(lexemes: impl Iterator<Item = &'a str>) -> Expansion {
+/// The same, told from the text.
+pub(super) fn expansion_of(connection: &Connection, sql: &str) -> Expansion {
     const READS: [&str; 6] = ["from", "pivot", "pivot_wider", "select", "table", "with"];
-    // A sequence is the one thing that an expression changes.
-    const CHANGES: [&str; 10] =
-        ["alter", "copy", "create", "delete", "drop", "insert", "merge", "nextval", "truncate", "update"];
-    let among =
-        |words: &[&str], lexeme: &str| words.iter().any(|word| lexeme.trim_matches('"').eq_ignore_ascii_case(word));
-    let mut words = lexemes.filter(|lexeme| !lexeme.starts_with(['(', ';']));
-    match words.next() {
-        Some(first) if among(&READS, first) => match words.any(|lexeme| among(&CHANGES, lexeme)) {
-            true => Expansion::Unclear,
-            false => Expansion::Pivot,
-        },
+    const CHANGES: [&str; 9] = ["alter", "copy", "create", "delete", "drop", "insert", "merge", "truncate", "update"];
+    let Ok(tokens) = SqlTokenIterator::new(connection, sql) else { return Expansion::Change };
+    let (mut first, mut changes, mut counts) = (None, Vec::new(), false);
+    for token in tokens.flatten().filter(|token| token.token_type != TokenType::Comment) {
+        let lexeme = token.lexeme(sql).unwrap_or_default();
+        let among = |words: &[&str]| words.iter().any(|word| lexeme.eq_ignore_ascii_case(word));
+        if first.is_none() && !lexeme.starts_with(['(', ';']) {
+            first = Some(among(&READS));
+        } else if among(&CHANGES) {
+            changes.push(token.start..token.start + token.length);
+        }
+        // A sequence is the one thing that an expression changes.
+        counts |= lexeme.trim_matches(['"', '`']).eq_ignore_ascii_case("nextval");
+    }
+    match first {
+        Some(true) if counts || names::keyword(connection, sql, &changes).is_some() => Expansion::Unclear,
+        Some(true) => Expansion::Pivot,
         _ => Expansion::Change,
     }
 }

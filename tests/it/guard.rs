@@ -158,6 +158,137 @@ async fn what_people_write_is_not_taken_for_an_attack() {
     assert_eq!(row(&reader, "SELECT 1").await, ["1"]);
 }
 
+/// Names in every position of every kind of statement, with `{}` in the place of each.
+const POSITIONS: &[&str] = &[
+    "CREATE TABLE {} ({} INTEGER, {}_2 INTEGER, PRIMARY KEY ({}))",
+    "INSERT INTO {} ({}) VALUES (1), (2)",
+    "INSERT INTO {} AS t ({}, {}_2) VALUES (1, 3) ON CONFLICT ({}) DO UPDATE SET {}_2 = excluded.{}",
+    "SELECT {} FROM {}",
+    "SELECT max({}) FROM {}",
+    "SELECT {}.{} FROM {}",
+    "SELECT t.{} AS {} FROM {} AS t",
+    "SELECT {}.* EXCLUDE ({}) FROM {}",
+    "SELECT 1 {}",
+    "SELECT {}: 1",
+    "SELECT CASE WHEN {} > 1 THEN {} ELSE {} END FROM {}",
+    "SELECT {'{}': 1}.{}, {{}: 1}",
+    "FROM ({})",
+    "FROM ({} {})",
+    "FROM {} {}, {} AS b WHERE {}.{} = b.{}",
+    "FROM {} JOIN (SELECT 1 AS {}) USING ({})",
+    "WITH {} AS (SELECT 1 AS {}) SELECT ({}) FROM {}",
+    "WITH {}({}) AS (SELECT 1) FROM {}",
+    "SELECT list_transform([1], lambda {}: {} + 1)",
+    "SELECT [{} FOR {} IN [1, 2] IF {} > 1]",
+    "SELECT sum({} ORDER BY {}) FILTER ({} > 0) OVER {} FROM {} WINDOW {} AS (PARTITION BY {} ORDER BY {})",
+    "SELECT {} FROM {} GROUP BY {} HAVING {} > 0 ORDER BY {} LIMIT 1",
+    "SELECT struct_pack({} := 1).{}",
+    "SELECT x.{} FROM (SELECT 1) AS x({})",
+    "PIVOT {} ON {} USING max({})",
+    "UNPIVOT {} ON {} INTO NAME {}_n VALUE {}_v",
+    "DESCRIBE {}",
+    "SUMMARIZE {}",
+    "EXPLAIN SELECT {} FROM {}",
+    "UPDATE {} SET {}_2 = 5 WHERE {} = 1",
+    "UPDATE {} AS {} SET {}_2 = {} + 1",
+    "MERGE INTO {} USING (SELECT 7 AS {}) AS s ON {}.{} = s.{} WHEN NOT MATCHED THEN INSERT ({}) VALUES (s.{})",
+    "ALTER TABLE {} ADD COLUMN {}_3 INTEGER",
+    "ALTER TABLE {} RENAME {}_3 TO {}_4",
+    "ALTER TABLE {} DROP {}_4",
+    "COMMENT ON COLUMN {}.{} IS 'x'",
+    "CREATE VIEW {}_v AS SELECT {} FROM {}",
+    "CREATE INDEX {}_i ON {} ({}_2)",
+    "DROP INDEX {}_i",
+    "CREATE MACRO {}_m({}) AS ({} + 1)",
+    "CREATE SEQUENCE {}",
+    "CREATE TYPE {} AS ENUM ('a')",
+    "CREATE TABLE {}_g ({} INTEGER, y INTEGER AS ({} + 1))",
+    "CREATE SCHEMA {}",
+    "CREATE TABLE {}.{} AS SELECT 1 AS {}",
+    "SELECT {}.{}.{} FROM {}.{}",
+    "DROP SCHEMA {} CASCADE",
+    "DELETE FROM {} USING (SELECT 1 AS {}) AS s WHERE {}.{} = s.{}",
+    "DROP TABLE {}_g",
+    "DROP VIEW {}_v",
+    "SET VARIABLE {} = 1",
+];
+
+/// What DuckDB's parser does not take fails with its words; what it takes as a name is never refused by a rule.
+#[tokio::test(flavor = "multi_thread")]
+async fn keywords_are_names_wherever_duckdb_takes_them_for_names() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let words = ["attach", "connect", "copy", "detach", "disconnect", "export", "import", "install", "load", "secret"];
+    for word in words.into_iter().chain(["checkpoint", "call", "query", "summary", "use"]) {
+        // One stands for all where quotes make it a name.
+        let quoted = if word == "load" { vec![format!("\"{word}\""), format!("`{word}`")] } else { Vec::new() };
+        for written in [vec![word.to_string(), word.to_uppercase()], quoted].concat() {
+            let mut ran = 0;
+            for position in POSITIONS {
+                // A name in quotes takes no suffix.
+                if !written.starts_with(word) && !written.starts_with(&word.to_uppercase()) && position.contains("{}_")
+                {
+                    continue;
+                }
+                let sql = position.replace("'{}'", &format!("'{word}'")).replace("{}", &written);
+                let outcome = match client.query(&sql).await {
+                    Ok(rows) => crate::support::collect(rows).await.map(drop).map_err(|error| error.to_string()),
+                    Err(refused) => Err(refused.to_string()),
+                };
+                let refused = outcome.err().unwrap_or_default();
+                assert!(!refused.contains("(rule "), "{sql}: {refused}");
+                ran += usize::from(refused.is_empty());
+            }
+            assert!(ran > 10, "{written}: {ran}");
+            for made in ["VIEW {}_v", "TABLE {}_g", "TABLE {}", "SEQUENCE {}", "TYPE {}", "MACRO {}_m", "SCHEMA {}"] {
+                let _ = client.query(&format!("DROP {}", made.replace("{}", word))).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_a_session_are_its_own_and_every_setting_is_decided() {
+    use mallard::engine::guard::settings::{OFF_ONLY, SERVERS, SESSION};
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let listed = |list: &[(&[&str], &str)], name: &str| list.iter().any(|(names, _)| names.contains(&name));
+    let settings = "SELECT name FROM duckdb_settings() WHERE name NOT LIKE 'debug%' ORDER BY name";
+    let settings = crate::support::collect(client.query(settings).await.unwrap()).await.unwrap();
+    let mut decided = 0;
+    for batch in &settings {
+        let names = batch.column(0).as_any().downcast_ref::<arrow_array::StringArray>().unwrap();
+        for name in names.iter().flatten().map(str::to_lowercase) {
+            let ours = listed(SERVERS, &name);
+            let theirs = listed(SESSION, &name) || listed(OFF_ONLY, &name);
+            assert!(!(ours && theirs), "{name} is on two lists");
+            decided += usize::from(theirs);
+            if !theirs {
+                let refused = client.query(&format!("SET {name} = 1")).await.err().unwrap_or_else(|| panic!("{name}"));
+                assert_eq!(refused.code(), Code::PermissionDenied, "{name}: {refused}");
+            }
+        }
+    }
+    assert!(decided > 20, "{decided}");
+    // Of two lists, one says why.
+    for (names, reason) in SESSION.iter().chain(OFF_ONLY).chain(SERVERS) {
+        assert!(!names.is_empty() && !reason.is_empty());
+    }
+    for refused in
+        ["SET integer_division = (SELECT true)", "SET GLOBAL default_order = 'desc'", "SET enable_progress_bar = true"]
+    {
+        let told = client.query(refused).await.err().expect(refused);
+        assert_eq!(told.code(), Code::PermissionDenied, "{refused}: {told}");
+    }
+    // It changes nothing for others.
+    assert_eq!(row(&client, "SET default_null_order = 'nulls_first'").await[0], "OK");
+    let other = server.client().await;
+    assert_eq!(row(&other, "SELECT a FROM (VALUES (NULL), (1)) t(a) ORDER BY a LIMIT 1").await, ["1"]);
+    for idle in ["PRAGMA version", "PRAGMA database_list", "PRAGMA show_databases", "CALL range(abs(3))", ";SELECT 1"] {
+        assert!(client.query(idle).await.is_ok(), "{idle}");
+    }
+}
+
 /// Texts that DuckDB's parser or planner would take seconds, gigabytes or the whole process for.
 fn bombs() -> Vec<(&'static str, String)> {
     let times = |count: usize, text: &str| text.repeat(count);

@@ -16,6 +16,7 @@ use crate::{
 #[derive(Debug)]
 pub struct BuiltIns {
     functions: HashSet<String>,
+    aggregates: HashSet<String>,
     /// Functions and macros of every kind.
     all: HashSet<String>,
     pub(in crate::engine) views: HashSet<String>,
@@ -114,20 +115,35 @@ const NEVER: &[&str] = &[
 const KEEPING_VIEWS: &[&str] =
     &["duckdb_databases", "duckdb_logs", "pg_prepared_statements", "pg_settings", "pragma_database_list"];
 
-/// Pragmas that answer rows and change nothing.
+/// Pragmas that answer rows of the catalog and change nothing.
 const PRAGMAS: &[&str] = &[
-    "collations",
     "database_size",
     "functions",
-    "platform",
+    "metadata_info",
     "show",
+    "show_databases",
     "show_tables",
     "show_tables_expanded",
     "storage_info",
     "table_info",
-    "user_agent",
-    "version",
 ];
+
+/// Pragmas that tell what every DuckDB knows. Each is a table function, too.
+const HARMLESS_PRAGMAS: &[&str] = &["collations", "platform", "user_agent", "version"];
+
+/// Pragmas that switch off what is off, or have no effect any more; tools send them.
+const IDLE_PRAGMAS: &[&str] = &[
+    "disable_object_cache",
+    "disable_print_progress_bar",
+    "disable_profile",
+    "disable_profiling",
+    "disable_progress_bar",
+    "disable_verification",
+    "enable_object_cache",
+];
+
+/// Pragmas that keep the database, or tell of the machine.
+const KEEPING_PRAGMAS: &[&str] = &["extension_versions", "force_checkpoint"];
 
 impl BuiltIns {
     /// Asks DuckDB, which takes some milliseconds.
@@ -170,6 +186,7 @@ impl BuiltIns {
         of_one_row.insert("unnest".into());
         of_one_row.retain(|name| !aggregates.contains(name));
         Ok(Self {
+            aggregates,
             // A reserved word is no function's name.
             all: names(
                 "SELECT function_name FROM duckdb_functions() WHERE internal UNION \
@@ -221,10 +238,32 @@ pub(super) fn check_call(shared: &Shared, name: &str, rights: &Rights) -> Result
 }
 
 pub(super) fn check_pragma(shared: &Shared, name: &str, rights: &Rights) -> Result<()> {
-    if PRAGMAS.contains(&name) {
+    if HARMLESS_PRAGMAS.contains(&name) || IDLE_PRAGMAS.contains(&name) {
+        return Ok(());
+    }
+    if PRAGMAS.contains(&name) || name == "database_list" {
         return check_catalog(name, rights);
     }
+    if KEEPING_PRAGMAS.contains(&name) {
+        return rights.require(Role::Admin, &format!("PRAGMA {name}"));
+    }
     outside(shared, rights, "pragma", &format!("PRAGMA {name}"))
+}
+
+/// What answers a pragma, where that is a query: its caller may have grants on some tables only, or may not see paths.
+pub(super) fn instead_of_pragma(name: &str, rights: &Rights) -> Option<String> {
+    match name {
+        "database_list" if rights.role < Role::Admin => {
+            Some("SELECT seq, name, NULL::VARCHAR AS file FROM pragma_database_list".into())
+        }
+        name if HARMLESS_PRAGMAS.contains(&name) => Some(format!("SELECT * FROM pragma_{name}()")),
+        _ => None,
+    }
+}
+
+/// Whether an aggregate has that name.
+pub(super) fn is_aggregate(shared: &Shared, name: &str) -> bool {
+    shared.built_ins().aggregates.contains(name)
 }
 
 /// The words of a text that would be a built-in view of [`KEEPING_VIEWS`], wherever they stand.

@@ -14,6 +14,7 @@ mod bound;
 mod decisions;
 mod expansion;
 mod functions;
+pub mod settings;
 mod shadow;
 mod tables;
 mod tokens;
@@ -29,7 +30,7 @@ pub(super) use shadow::Shadow;
 pub(super) use tokens::{Token, read};
 pub(super) use tree::of as tree_of;
 
-use super::{Shared, catalog::TableName, statement};
+use super::{Shared, catalog::TableName, names, statement};
 use crate::{
     access::{OWN_SCHEMA, Rights, Role, is_own_schema},
     error::Result,
@@ -58,20 +59,34 @@ pub(super) fn admit(
     sees: Sees<'_>,
 ) -> Result<Statement<'static>> {
     let tokens = tokens::read(shared, connection, sql)?;
-    let parsed = statement::parse(shared, connection, sql)?;
-    check_own(&tokens, rights)?;
-    check_words(shared, &tokens, rights)?;
+    let mut parsed = statement::parse(shared, connection, sql)?;
+    // Semicolons in front are no statement.
+    let tokens = &tokens[tokens.iter().position(|token| token.text != ";").unwrap_or(0)..];
+    check_own(tokens, rights)?;
+    check_words(shared, connection, sql, tokens, rights)?;
+    settings::check_shown(shared, connection, tokens, rights)?;
     let kind = statement::kind(&parsed)?;
     let explained = kind == StatementType::Explain;
     let (tokens, kind) = match kind {
         // It needs what the statement itself would: ANALYZE runs it.
-        StatementType::Explain => behind_explain(connection, sql, &tokens)
+        StatementType::Explain => behind_explain(connection, sql, tokens)
             .ok_or_else(|| rights.denied("statement", "EXPLAIN of this form is not served"))?,
         // DuckDB makes several statements of one whose default is no constant.
-        StatementType::Multi if is_word(tokens.first(), "alter") => (&tokens[..], StatementType::Alter),
-        kind => (&tokens[..], kind),
+        StatementType::Multi if is_word(tokens.first(), "alter") => (tokens, StatementType::Alter),
+        kind => (tokens, kind),
     };
-    check_kind(shared, kind, tokens, rights)?;
+    check_kind(shared, connection, kind, sql, tokens, rights)?;
+    if matches!(kind, StatementType::Set | StatementType::VariableSet)
+        && let Some((part, text)) = settings::check(tokens, rights)?
+    {
+        let sql = [&sql[..part.start], text, &sql[part.end..]].concat();
+        parsed = statement::parse(shared, connection, &sql)?;
+    }
+    if kind == StatementType::Pragma
+        && let Some(query) = functions::instead_of_pragma(&tokens.get(1).map(Token::name).unwrap_or_default(), rights)
+    {
+        return statement::parse(shared, connection, &query);
+    }
     let version = if sees == Sees::Committed { shared.definitions.version() } else { None };
     if version.is_some_and(|version| shared.decisions.get(version, sql, rights).is_some()) {
         return Ok(parsed);
@@ -117,11 +132,16 @@ const BY_TEXT: [&str; 6] =
 /// putting such a text together.
 fn check_own(tokens: &[Token<'_>], rights: &Rights) -> Result<()> {
     for (at, token) in tokens.iter().enumerate() {
-        if token.is_name() && is_own_schema(&token.identifier()) {
+        // A schema's name may be written as a text, too.
+        let as_text = token.is_text()
+            && ["alter", "create", "drop", "explain"].iter().any(|word| is_word(tokens.first(), word))
+            && tokens[..at].iter().any(|token| is_word(Some(token), "schema"))
+            && (token.text.to_lowercase().contains(OWN_SCHEMA) || token.text.contains('\\'));
+        if as_text || (token.is_name() && is_own_schema(&token.identifier())) {
             return Err(rights.denied("own", format!("{OWN_SCHEMA} is the server's own")));
         }
         let first = at == 0
-            && ["set", "use", "pragma", "call"].iter().any(|word| is_word(Some(token), word))
+            && ["set", "use", "pragma"].iter().any(|word| is_word(Some(token), word))
             && !is_word(tokens.get(1), "variable");
         let opened = tokens.get(at + 1).is_some_and(|next| next.text.starts_with('('));
         if first || (opened && BY_TEXT.contains(&token.name().as_str()) && is_in_from(&tokens[..at])) {
@@ -223,15 +243,26 @@ fn check_name(
     Err(rights.denied("grant", format!("no grant to {verb} {}", parts.join("."))))
 }
 
-fn check_kind(shared: &Shared, kind: StatementType, tokens: &[Token<'_>], rights: &Rights) -> Result<()> {
+fn check_kind(
+    shared: &Shared,
+    connection: &Connection,
+    kind: StatementType,
+    sql: &str,
+    tokens: &[Token<'_>],
+    rights: &Rights,
+) -> Result<()> {
     use StatementType as Kind;
     let first = tokens.first().map_or("", |token| token.text).to_uppercase();
     match kind {
         Kind::Select | Kind::Explain | Kind::Relation => Ok(()),
-        Kind::Multi => match statement::expansion_of(tokens.iter().map(|token| token.text)) {
+        Kind::Multi => match statement::expansion_of(connection, sql) {
             statement::Expansion::Pivot => Ok(()),
             _ => rights.require(Role::Writer, "a PIVOT beside a change"),
         },
+        // The name of the server's database is not a client's to change.
+        Kind::Alter if is_word(tokens.get(1), "database") => {
+            Err(rights.denied("statement", "ALTER DATABASE is not served"))
+        }
         Kind::Insert
         | Kind::Update
         | Kind::Delete
@@ -245,7 +276,8 @@ fn check_kind(shared: &Shared, kind: StatementType, tokens: &[Token<'_>], rights
         // CHECKPOINT is one, too; what it calls is a function with a rule of its own.
         Kind::Call if !is_word(tokens.first(), "call") => rights.require(Role::Admin, &first),
         Kind::Call => Ok(()),
-        Kind::Set | Kind::VariableSet => check_setting(tokens, rights),
+        // What it sets was checked before.
+        Kind::Set | Kind::VariableSet => Ok(()),
         Kind::Pragma => {
             let name = tokens.get(1).map(Token::name).unwrap_or_default();
             functions::check_pragma(shared, &name, rights)
@@ -279,60 +311,23 @@ fn outside(shared: &Shared, rights: &Rights, rule: &'static str, what: &str) -> 
     rights.require(Role::Admin, what)
 }
 
-/// Settings of a connection that change nothing for others.
-const SETTINGS: [&str; 5] = ["timezone", "time_zone", "schema", "search_path", "variable"];
-
-fn check_setting(tokens: &[Token<'_>], rights: &Rights) -> Result<()> {
-    let verb = tokens.first().map(Token::name).unwrap_or_default();
-    if verb == "use" {
-        return Ok(());
-    }
-    let scopes = ["session", "local"];
-    let at = 1 + tokens.iter().skip(1).take_while(|token| scopes.iter().any(|word| is_word(Some(token), word))).count();
-    let name = tokens.get(at).map(Token::name).unwrap_or_default();
-    // SET TIME ZONE is how the standard spells it.
-    let zone = name == "time" && is_word(tokens.get(at + 1), "zone");
-    if !SETTINGS.contains(&name.as_str()) && !zone {
-        let what = format!("{} {name} is not allowed; settings are the server's", verb.to_uppercase());
-        return Err(rights.denied("setting", what));
-    }
-    if is_word(tokens.get(at), "variable") {
-        return Ok(());
-    }
-    // A value that is computed could be anything when it is.
-    let rest = &tokens[(at + 1 + usize::from(zone)).min(tokens.len())..];
-    let rest = match rest.first() {
-        Some(sign) if sign.text == "=" || is_word(Some(sign), "to") => &rest[1..],
-        _ => rest,
-    };
-    let mut values = rest.iter().filter(|token| token.text != ";");
-    match (values.next(), values.next()) {
-        (None, None) => Ok(()),
-        (Some(value), None) if !value.is_operator() => Ok(()),
-        _ => Err(rights.denied("setting", format!("the value of {name} must be one literal or name"))),
-    }
-}
-
 /// Words that change or read what lies beyond the database, wherever a statement or an object may begin with them: a CTE
 /// may hold a COPY.
 const WORDS: [&str; 10] =
     ["copy", "attach", "detach", "install", "load", "export", "import", "connect", "disconnect", "secret"];
 
-/// Keywords behind which a name or a value stands, and no statement.
-const BEFORE_NAMES: [&str; 17] = [
-    "and", "by", "distinct", "else", "from", "having", "into", "join", "not", "on", "or", "select", "table", "then",
-    "update", "variable", "where",
-];
-
-/// Whether a word behind this token is a name, whatever it says.
-fn is_before_name(token: &Token<'_>) -> bool {
-    match token.is_keyword() {
-        true => BEFORE_NAMES.contains(&token.name().as_str()),
-        false => token.is_operator() && !token.text.ends_with(['(', ')']),
+fn check_words(
+    shared: &Shared,
+    connection: &Connection,
+    sql: &str,
+    tokens: &[Token<'_>],
+    rights: &Rights,
+) -> Result<()> {
+    let listed = |token: &&Token<'_>| token.is_name() && WORDS.iter().any(|word| is_word(Some(*token), word));
+    let words: Vec<_> = tokens.iter().filter(listed).map(|token| token.start..token.end()).collect();
+    if let Some(word) = names::keyword(connection, sql, &words) {
+        outside(shared, rights, "keyword", &format!("the keyword {}", sql[word].to_uppercase()))?;
     }
-}
-
-fn check_words(shared: &Shared, tokens: &[Token<'_>], rights: &Rights) -> Result<()> {
     let pragma = is_word(tokens.first(), "pragma");
     for (at, token) in tokens.iter().enumerate() {
         if !token.is_name() {
@@ -340,20 +335,49 @@ fn check_words(shared: &Shared, tokens: &[Token<'_>], rights: &Rights) -> Result
         }
         let name = token.name();
         let before = at.checked_sub(1).and_then(|before| tokens.get(before));
-        if token.is_keyword() && WORDS.contains(&name.as_str()) && !before.is_some_and(is_before_name) {
-            let hint = format!("the keyword {} (write it in double quotes where it is a name)", name.to_uppercase());
-            outside(shared, rights, "keyword", &hint)?;
-        }
         // A pragma is checked by its own name.
         let called = tokens.get(at + 1).is_some_and(|next| next.text.starts_with('('));
         if called && !(pragma && at == 1) {
             // An operator, and not the function of that name.
             let compares = name == "glob" && before.is_some_and(|token| !token.is_keyword() && !token.opens());
-            if !compares {
-                functions::check_call(shared, &name, rights)?;
+            // What every client may set it may read.
+            let reads = name == "current_setting"
+                && tokens.get(at + 2).is_some_and(|setting| settings::is_visible(&text(setting)))
+                && tokens.get(at + 3).is_some_and(|next| next.text.starts_with(')'));
+            // The aggregate of a table function's name.
+            let aggregates = functions::is_aggregate(shared, &name) && !is_in_from(&tokens[..at]);
+            if !compares && !reads && !(aggregates && is_narrow(rights)) {
+                let checked = functions::check_call(shared, &name, rights);
+                if checked.is_err() && is_called(connection, sql, tokens, at) {
+                    return checked;
+                }
             }
         }
         functions::check_view(&name, rights)?;
     }
     Ok(())
+}
+
+/// Whether the name before a bracket is a function's: a call may have no arguments, and lists of columns have to have some.
+fn is_called(connection: &Connection, sql: &str, tokens: &[Token<'_>], at: usize) -> bool {
+    let mut depth = 0_i32;
+    for token in &tokens[at + 1..] {
+        if !token.is_operator() {
+            continue;
+        }
+        for (place, sign) in token.text.char_indices() {
+            depth += i32::from(sign == '(') - i32::from(sign == ')');
+            if depth == 0 {
+                let without = [&sql[..=tokens[at + 1].start], &sql[token.start + place..]].concat();
+                return names::parses(connection, &without);
+            }
+        }
+    }
+    true
+}
+
+/// The contents of a plain text in lower case; nothing for any other token.
+fn text(token: &Token<'_>) -> String {
+    let inner = token.text.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\''));
+    inner.map(str::to_lowercase).unwrap_or_default()
 }

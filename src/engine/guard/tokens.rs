@@ -49,12 +49,14 @@ impl Token<'_> {
         fold(&self.identifier())
     }
 
-    /// Without quotes.
+    /// Without quotes, of which DuckDB has two kinds.
     pub(super) fn identifier(&self) -> String {
-        match self.text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
-            Some(inner) => inner.replace("\"\"", "\""),
-            None => self.text.to_string(),
+        for (quote, twice) in [("\"", "\"\""), ("`", "``")] {
+            if let Some(inner) = self.text.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote)) {
+                return inner.replace(twice, quote);
+            }
         }
+        self.text.to_string()
     }
 }
 
