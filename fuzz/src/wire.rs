@@ -1,7 +1,11 @@
 //! What the targets call.
 
+#[path = "../../src/wire/beside.rs"]
+mod beside;
 #[path = "../../src/wire/decode.rs"]
 mod decode;
+#[path = "../../src/wire/end.rs"]
+mod end;
 #[path = "../../src/wire/frame.rs"]
 mod frame;
 #[path = "../../src/wire/parse.rs"]
