@@ -33,6 +33,7 @@ soak *ARGS:
 clients *ARGS:
     cargo build --release
     sh tests/e2e/clients/run.sh {{ARGS}}
+    sh tests/e2e/clients/tools.sh
 
 # SQL with expected answers, through ADBC and through DuckDB itself.
 sqllogic *ARGS:

@@ -60,6 +60,15 @@ TAIL = """\
 - **ADBC's ingest mode replace**, and `if_exists="replace"` of pandas and polars over it, drop the table and create it anew, as Flight SQL
   says of TABLE_EXISTS_OPTION_REPLACE: keys, defaults, indexes and comments go with it. To keep them, empty the table and append in one
   transaction, or let `mallard transfer --mode replace` bring the rows.
+- **dbt**: dbt-gizmosql 1.11.16, an adapter for DuckDB behind Flight SQL, builds seeds, tables, views, incremental models, tests and
+  snapshots here (`tests/e2e/clients/tools.sh`). It wants `duckdb` 2.0 beside it for its seeds. A second run of a snapshot sends several
+  statements in one text, which are refused.
+- **SQLAlchemy 2**: sqlalchemy-adbc 0.3.0 queries, inserts, reflects columns and carries pandas, with a login and without (the same
+  script); the login is written `adbc+flightsql://localhost:8815?tls=false&username=alice&password=…`, because the driver takes the
+  password of a URL for a bearer token. Its list of tables is empty: it looks for the type `table` in small letters, as SQLite has it,
+  and Flight SQL's is `TABLE`.
+- **ibis-gizmosql 1.0.4** says `SET TimeZone` when it connects, and **sqlalchemy-gizmosql-adbc-dialect 0.0.27** says `BEGIN` in the
+  transaction that its driver has begun; both were tried, and get no further where the server refuses that.
 - **ODBC**: its driver is not in a registry that the tests reach, so it is not in the table.
 - **Go, C, R**: the ADBC driver in the table is the one they use, with the same options.
 - Without a login there is no session: `BEGIN`, `SET`, `USE` and session options want a user, or a client that keeps cookies
