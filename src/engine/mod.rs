@@ -57,6 +57,7 @@ mod wal;
 mod width;
 
 use std::{
+    collections::HashSet,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, TryLockError, Weak,
@@ -141,6 +142,8 @@ struct Shared {
     creations: creation::Creations,
     definitions: definitions::Definitions,
     decisions: guard::Decisions,
+    /// The names of all views, of one version of the definitions.
+    views: Mutex<Option<(u64, Arc<HashSet<String>>)>>,
     /// What statements reach, for the audit log.
     accesses: guard::Decisions<Arc<[Access]>>,
     /// Held while a backup is made.

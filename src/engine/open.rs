@@ -82,6 +82,7 @@ impl Engine {
             database_name: Default::default(),
             creations: Default::default(),
             definitions: Default::default(),
+            views: Mutex::default(),
             decisions: guard::Decisions::new(config.limits.decisions_size),
             accesses: guard::Decisions::new(config.limits.decisions_size),
             backing_up: Mutex::default(),

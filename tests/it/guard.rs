@@ -465,6 +465,35 @@ async fn texts_that_expand_beyond_the_limit_are_refused_before_they_are_bound() 
     }
 }
 
+/// Views count with the joins that they hold, and that the views in them hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn joins_of_views_count_where_the_views_are_read() {
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let relations = |count: usize| (0..count).map(|at| format!("range(1) t{at}")).collect::<Vec<_>>().join(", ");
+    run(&client, &format!("CREATE VIEW \"Forty\" AS SELECT 1 AS i FROM {}", relations(40))).await;
+    run(&client, "CREATE VIEW eighty AS SELECT a.i FROM forty a, forty AS b").await;
+    run(&client, "CREATE VIEW inner_one AS SELECT 1 AS i").await;
+    run(&client, "CREATE VIEW outer_one AS SELECT a.i FROM inner_one a, inner_one b, inner_one c, inner_one d").await;
+    // A qualified column is no relation.
+    let small = "SELECT eighty.i, eighty.i, eighty.i FROM eighty WHERE eighty.i = eighty.i";
+    assert_eq!(row(&client, small).await, ["1"; 3]);
+    assert_eq!(row(&client, "SELECT i FROM outer_one").await, ["1"]);
+    for large in [
+        "SELECT 1 FROM eighty, eighty",
+        "SELECT 1 FROM eighty JOIN memory.main.\"Forty\" ON true JOIN forty ON true",
+        "WITH a AS (FROM eighty) SELECT 1 FROM a WHERE EXISTS (FROM eighty)",
+        "CREATE VIEW more AS SELECT 1 AS i FROM eighty, eighty",
+    ] {
+        let refused = client.query(large).await.err().unwrap_or_else(|| panic!("{large} is let through"));
+        assert!(refused.to_string().contains("limits.sql_joins"), "{large}: {refused}");
+    }
+    // What they read may become larger afterwards.
+    run(&client, "CREATE OR REPLACE VIEW inner_one AS SELECT i FROM forty").await;
+    let refused = client.query("SELECT i FROM outer_one").await.err().expect("160 joins");
+    assert!(refused.to_string().contains("limits.sql_joins"), "{refused}");
+}
+
 /// What looks alike and is small goes on as before.
 #[tokio::test(flavor = "multi_thread")]
 async fn texts_that_stay_small_are_not_taken_for_those_that_expand() {

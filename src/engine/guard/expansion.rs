@@ -5,15 +5,18 @@
 //! a text would reach is estimated on DuckDB's parse tree before the text is bound, and what is larger than the limits is
 //! refused. A text without many stars, joins and macros is not looked at: reading its tokens says so.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
-use duckdb::{Parameters, connection::Connection};
+use duckdb::{Parameters, connection::Connection, query_result::StatementType};
 use serde_json::Value;
 
 use super::{
-    super::Shared,
+    super::{Shared, pool::lock},
     Token,
-    tokens::is_word,
+    tokens::{self, is_word},
     tree::{self, Text},
 };
 use crate::{
@@ -31,9 +34,10 @@ const FEW_JOINS: usize = 4;
 const COLUMNS_OF_FUNCTION: u64 = 32;
 
 /// Refuses a text that expands beyond `limits.sql_joins` or `limits.sql_expansion`. Whether the catalog was looked at for that.
-pub(super) fn check(text: &Text<'_>) -> Result<bool> {
+pub(super) fn check(text: &Text<'_>, version: Option<u64>) -> Result<bool> {
     let Text { shared, connection, tokens, .. } = *text;
-    let joins = joins(tokens);
+    let through_views = joins_of_views(text, version)?;
+    let joins = joins(tokens).saturating_add(through_views);
     // DuckDB draws an explained plan as wide as it is deep, which takes the cube of its operators.
     let most = shared.config.limits.sql_joins / if text.explained { 4 } else { 1 };
     if joins > most {
@@ -228,6 +232,99 @@ fn lambdas(tokens: &[Token<'_>]) -> u64 {
         close(&mut open);
     }
     open[0].cost()
+}
+
+/// The relations that stand in FROM clauses, by the last part of their names.
+fn relations(tokens: &[Token<'_>]) -> Vec<String> {
+    let mut relations = Vec::new();
+    for (at, token) in tokens.iter().enumerate() {
+        let qualifies = tokens.get(at + 1).is_some_and(|next| next.text == ".");
+        if !token.is_name() || qualifies {
+            continue;
+        }
+        let mut first = at;
+        while first >= 2 && tokens[first - 1].text == "." && tokens[first - 2].is_name() {
+            first -= 2;
+        }
+        let Some(before) = first.checked_sub(1).map(|before| &tokens[before]) else { continue };
+        let opens = ["describe", "from", "join", "pivot", "summarize", "table", "using"];
+        let in_from = || {
+            let clauses = ["from", "group", "having", "join", "on", "order", "select", "set", "values", "where"];
+            let last = tokens[..first].iter().rfind(|one| one.is_keyword() && clauses.contains(&one.name().as_str()));
+            last.is_some_and(|one| matches!(one.name().as_str(), "from" | "join" | "on"))
+        };
+        if opens.iter().any(|word| is_word(Some(before), word)) || (before.opens() && in_from()) {
+            relations.push(token.name());
+        }
+    }
+    relations
+}
+
+/// The joins of the views that a text reads, and of those that these read.
+fn joins_of_views(text: &Text<'_>, version: Option<u64>) -> Result<usize> {
+    let Text { shared, connection, tokens, .. } = *text;
+    let read = relations(tokens);
+    // A text that reads no view is most often told so without a look at the catalog.
+    if let Some(version) = version {
+        let known = lock(&shared.views).as_ref().filter(|(of, _)| *of == version).map(|(_, names)| names.clone());
+        let names = match known {
+            Some(names) => names,
+            None => {
+                let sql = "SELECT lower(view_name) FROM duckdb_views() WHERE NOT internal";
+                let names: Arc<HashSet<String>> =
+                    Arc::new(shared.rows(connection, sql, Parameters::None)?.into_iter().flatten().collect());
+                *lock(&shared.views) = Some((version, names.clone()));
+                names
+            }
+        };
+        if !read.iter().any(|name| names.contains(name)) {
+            return Ok(0);
+        }
+    } else if text.kind == StatementType::Select && joins(tokens) == 0 {
+        // What a transaction or a session has made itself was looked at when it was created.
+        return Ok(0);
+    }
+    let mut views: HashMap<String, (usize, Vec<String>)> = HashMap::new();
+    let mut wanted: HashSet<String> = read.iter().cloned().collect();
+    while !wanted.is_empty() {
+        let listed: Vec<String> = wanted.iter().map(|name| literal(name)).collect();
+        let sql = format!(
+            "SELECT lower(view_name), sql FROM duckdb_views() WHERE NOT internal AND lower(view_name) IN ({})",
+            listed.join(", ")
+        );
+        let mut next = HashSet::new();
+        for row in shared.rows(connection, &sql, Parameters::None)? {
+            let [name, sql] = row.as_slice() else { continue };
+            let Ok(tokens) = tokens::read(shared, connection, sql) else { continue };
+            let (own, inner) = (joins(&tokens), relations(&tokens));
+            next.extend(inner.iter().cloned());
+            // The largest of those that are called so.
+            let view = views.entry(name.clone()).or_default();
+            if own.saturating_add(inner.len()) >= view.0.saturating_add(view.1.len()) {
+                *view = (own, inner);
+            }
+        }
+        wanted = next.into_iter().filter(|name| !views.contains_key(name)).collect();
+        wanted.retain(|name| listed.iter().all(|known| *known != literal(name)));
+    }
+    let mut sums = HashMap::new();
+    Ok(read.iter().fold(0, |sum: usize, name| sum.saturating_add(joins_of_view(name, &views, &mut sums))))
+}
+
+fn joins_of_view(
+    name: &str,
+    views: &HashMap<String, (usize, Vec<String>)>,
+    sums: &mut HashMap<String, usize>,
+) -> usize {
+    if let Some(known) = sums.get(name) {
+        return *known;
+    }
+    let Some((own, inner)) = views.get(name) else { return 0 };
+    // A view that reads itself is DuckDB's to refuse.
+    sums.insert(name.to_string(), 0);
+    let sum = inner.iter().fold(*own, |sum, name| sum.saturating_add(joins_of_view(name, views, sums)));
+    sums.insert(name.to_string(), sum);
+    sum
 }
 
 /// What the text calls and DuckDB does not have built in: macros, if there are any.

@@ -92,7 +92,7 @@ pub(super) fn admit(
         return Ok(parsed);
     }
     let text = Text::new(shared, connection, sql, tokens, kind, explained);
-    let looked = expansion::check(&text)?;
+    let looked = expansion::check(&text, version)?;
     let narrow = is_narrow(rights);
     if narrow {
         let given = if let Sees::Given(names) = sees { names } else { &[] };
