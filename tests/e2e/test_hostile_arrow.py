@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
 
+from support import Server
+
 INT = pa.int32()
 
 
@@ -202,6 +204,14 @@ class Ways:
 
 WAYS = ["put", "pass_on", "keep", "echo", "ingest", "bind"]
 ERRORS = (pa.ArrowException, OSError, adbc_driver_manager.Error)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """One that gives every client DuckDB's own types back, unions among them."""
+    server = Server(tmp_path_factory.mktemp("hostile"), settings={"MALLARD__DATABASE__LOSSLESS_TYPES": "on"})
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="module")
