@@ -48,6 +48,7 @@ mod statement;
 mod steps;
 mod storage;
 mod stored;
+mod timezones;
 mod transform;
 mod types;
 mod validate;

@@ -22,7 +22,7 @@ use super::{
     pool::{Pool, lock},
     reopen::Offenders,
     source::Sources,
-    wal,
+    timezones, wal,
 };
 use crate::{
     config::{Config, Database, Size},
@@ -128,6 +128,7 @@ pub(super) fn instance(shared: &Shared, sources: &Sources) -> Result<Instance> {
     let connection = instance.connect().map_err(opening)?;
     sources.register_function(&connection).map_err(opening)?;
     exported::register_function(&connection).map_err(opening)?;
+    timezones::register(&connection).map_err(opening)?;
     for (name, value) in &database.debug {
         match name.as_str() {
             failing::KEY => failing::register(&connection, value).map_err(opening)?,

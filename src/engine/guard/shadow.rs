@@ -25,7 +25,7 @@ use super::{
         catalog::{columns_of, literal, quote, types_of},
         open::{DESCRIPTORS, LOCK, options},
         pool::lock,
-        statement,
+        statement, timezones,
     },
     Token,
     tokens::is_word,
@@ -61,6 +61,7 @@ impl Shadow {
         let instance = InstanceBuilder::new().options(options(&settings)).build(&environment).map_err(cause)?;
         instance.attach(AttachBuilder::new(StorageLocation::InMemory).alias(database).make_default()).map_err(cause)?;
         let connection = instance.connect().map_err(cause)?;
+        timezones::register(&connection).map_err(cause)?;
         for setting in ["SET enable_external_access = false", LOCK] {
             shared.execute(&connection, setting)?;
         }

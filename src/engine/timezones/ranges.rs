@@ -1,0 +1,317 @@
+//! `range` and `generate_series` over instants, as lists and as tables, and the tables of zones and calendars.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use duckdb::{
+    DuckDBType, Result,
+    bind_arguments::BindArgument,
+    connection::{Connection, Context},
+    data_chunk::{DataChunkRef, VectorCollection},
+    error::DuckDBError,
+    logical_type::LogicalType,
+    signature::{FunctionParameter, SignatureBuilder},
+    table_function::{
+        BindFunctionHandle, ExecColumnInfo, InitColumnData, TableFunctionBuilder, TableFunctionCallbacks,
+    },
+    types::{IntervalValue, List, TimestampTzValue},
+    vector::Vector,
+};
+
+use super::{
+    calendar::is_finite,
+    error,
+    scalar::{Registry, Rows, Worker},
+    settings::CALENDARS,
+    zone::{Clock, Zones},
+};
+
+const TSTZ: &str = "TIMESTAMPTZ";
+/// Elements of one list at most.
+const LONGEST: usize = u32::MAX as usize;
+/// Rows of DuckDB's vectors.
+const VECTOR: usize = 2048;
+
+/// The instants from a start to an end, which is one of them or not.
+#[derive(Clone, Copy)]
+struct Series {
+    next: i64,
+    end: i64,
+    step: IntervalValue,
+    inclusive: bool,
+    up: bool,
+}
+
+impl Series {
+    fn has_next(&self) -> bool {
+        match (self.up, self.inclusive) {
+            (true, true) => self.next <= self.end,
+            (true, false) => self.next < self.end,
+            (false, true) => self.next >= self.end,
+            (false, false) => self.next > self.end,
+        }
+    }
+}
+
+fn signs(step: &IntervalValue) -> (bool, bool) {
+    let IntervalValue { months, days, micros } = *step;
+    (months > 0 || days > 0 || micros > 0, months < 0 || days < 0 || micros < 0)
+}
+
+/// As a list.
+struct Lists {
+    inclusive: bool,
+}
+
+impl Lists {
+    fn list(
+        &self,
+        clock: &mut Clock,
+        start: i64,
+        end: i64,
+        step: IntervalValue,
+        into: &mut Vec<Option<TimestampTzValue>>,
+    ) -> Result<()> {
+        let invalid = |message: &str| Err(error(DuckDBError::InputInvalid, message));
+        let (up, down) = signs(&step);
+        if !up && !down {
+            return Ok(());
+        }
+        if !is_finite(start) || !is_finite(end) {
+            return invalid("Interval infinite bounds not supported");
+        }
+        if up && down {
+            return invalid("Interval with mix of negative/positive entries not supported");
+        }
+        let mut series = Series { next: start, end, step, inclusive: self.inclusive, up };
+        let first = into.len();
+        while series.has_next() {
+            into.push(Some(TimestampTzValue(series.next)));
+            if into.len() - first > LONGEST {
+                return invalid("Lists larger than 2^32 elements are not supported");
+            }
+            series.next = clock.plus(series.next, step)?;
+        }
+        Ok(())
+    }
+}
+
+impl Rows for Lists {
+    type Output = List<TimestampTzValue>;
+
+    fn rows(&self, worker: &mut Worker, inputs: &VectorCollection, mut output: Vector<'_, Self::Output>) -> Result<()> {
+        let starts = inputs.get_vector_at::<TimestampTzValue>(0)?.reader()?;
+        let ends = inputs.get_vector_at::<TimestampTzValue>(1)?.reader()?;
+        let steps = inputs.get_vector_at::<IntervalValue>(2)?.reader()?;
+        let rows = output.len();
+        let mut elements = Vec::new();
+        let mut lengths = Vec::with_capacity(rows);
+        for row in 0..rows {
+            let (Some(start), Some(end), Some(step)) = (starts.get(row)?, ends.get(row)?, steps.get(row)?) else {
+                lengths.push(None);
+                continue;
+            };
+            let before = elements.len();
+            self.list(&mut worker.clock, start.0, end.0, *step, &mut elements)?;
+            lengths.push(Some(elements.len() - before));
+        }
+        // SAFETY: the rows below are written with all of these elements.
+        unsafe { output.set_child_size(elements.len())? };
+        let mut writer = output.writer()?;
+        let mut rest = elements.as_slice();
+        for (row, length) in lengths.into_iter().enumerate() {
+            let list = length.map(|length| {
+                let (list, after) = rest.split_at(length);
+                rest = after;
+                List(list.to_vec())
+            });
+            writer.set(row, list)?;
+        }
+        Ok(())
+    }
+}
+
+/// As a table.
+struct Table {
+    name: &'static str,
+    inclusive: bool,
+    zones: Arc<Zones>,
+}
+
+/// Where a table's series is.
+struct Position(std::sync::Mutex<(Series, Clock)>);
+
+impl TableFunctionCallbacks for Table {
+    type BindData = Option<Series>;
+    type GlobalState = Position;
+    type LocalState = ();
+
+    fn bind(
+        &self,
+        context: &Context,
+        arguments: Vec<BindArgument>,
+        bind: BindFunctionHandle<'_>,
+    ) -> Result<Option<Series>> {
+        bind.add_result_column(self.name, &LogicalType::from_text(context, TSTZ)?)?;
+        let binder = |message: &str| error(DuckDBError::QueryBinder, message);
+        let constant = || {
+            binder(
+                "the bounds of a table of instants must be constants; unnest the list function of the same name instead",
+            )
+        };
+        let value = |at: usize| arguments.get(at).and_then(|argument| argument.value.as_ref()).ok_or_else(constant);
+        let bound = |at: usize| Ok(value(at)?.get::<TimestampTzValue>()?.map(|instant| instant.0));
+        let (start, end): (Option<i64>, Option<i64>) = (bound(0)?, bound(1)?);
+        let (Some(start), Some(end), Some(step)) = (start, end, value(2)?.get::<IntervalValue>()?) else {
+            return Ok(None);
+        };
+        let (up, down) = signs(&step);
+        let refused = if !is_finite(start) || !is_finite(end) {
+            Some("RANGE with infinite bounds is not supported")
+        } else if !up && !down {
+            Some("interval cannot be 0!")
+        } else if up && down {
+            Some("RANGE with composite interval that has mixed signs is not supported")
+        } else {
+            None
+        };
+        match refused {
+            Some(message) => Err(binder(message)),
+            None => Ok(Some(Series { next: start, end, step, inclusive: self.inclusive, up })),
+        }
+    }
+
+    fn init_global_state(
+        &self,
+        bound: &Option<Series>,
+        context: &Context,
+        _columns: InitColumnData<'_>,
+    ) -> Result<(Option<Position>, Option<usize>)> {
+        let clock = self.zones.of_session(context)?;
+        Ok((bound.map(|series| Position((series, clock).into())), Some(1)))
+    }
+
+    fn exec(
+        &self,
+        _bound: &Option<Series>,
+        position: Option<&Position>,
+        _local: Option<&mut ()>,
+        _context: &Context,
+        mut output: DataChunkRef<'_>,
+        _columns: ExecColumnInfo<'_>,
+    ) -> Result<()> {
+        let mut rows = Vec::new();
+        if let Some(Position(position)) = position {
+            let mut position = super::super::pool::lock(position);
+            let (series, clock) = &mut *position;
+            while rows.len() < VECTOR && series.has_next() {
+                rows.push(series.next);
+                series.next = clock.plus(series.next, series.step)?;
+            }
+        }
+        let mut vector = output.get_vector_at_mut::<TimestampTzValue>(0)?;
+        vector.set_size(rows.len())?;
+        let mut writer = vector.writer()?;
+        for (row, instant) in rows.into_iter().enumerate() {
+            writer.set(row, Some(TimestampTzValue(instant)))?;
+        }
+        Ok(())
+    }
+}
+
+/// `pg_timezone_names` and `icu_calendar_names`.
+enum Names {
+    Zones(Arc<Zones>),
+    Calendars,
+}
+
+impl TableFunctionCallbacks for Names {
+    type BindData = ();
+    type GlobalState = AtomicUsize;
+    type LocalState = ();
+
+    fn bind(&self, context: &Context, _arguments: Vec<BindArgument>, bind: BindFunctionHandle<'_>) -> Result<()> {
+        bind.add_result_column("name", &String::logical_type(context)?)?;
+        if matches!(self, Self::Zones(_)) {
+            bind.add_result_column("abbrev", &String::logical_type(context)?)?;
+            bind.add_result_column("utc_offset", &IntervalValue::logical_type(context)?)?;
+            bind.add_result_column("is_dst", &bool::logical_type(context)?)?;
+        }
+        Ok(())
+    }
+
+    fn init_global_state(
+        &self,
+        _bound: &(),
+        _context: &Context,
+        _columns: InitColumnData<'_>,
+    ) -> Result<(Option<AtomicUsize>, Option<usize>)> {
+        Ok((Some(AtomicUsize::new(0)), Some(1)))
+    }
+
+    fn exec(
+        &self,
+        _bound: &(),
+        position: Option<&AtomicUsize>,
+        _local: Option<&mut ()>,
+        _context: &Context,
+        mut output: DataChunkRef<'_>,
+        _columns: ExecColumnInfo<'_>,
+    ) -> Result<()> {
+        let all: Vec<&str> = match self {
+            Self::Zones(zones) => zones.names().iter().map(String::as_str).collect(),
+            Self::Calendars => CALENDARS.to_vec(),
+        };
+        let from = position.map_or(all.len(), |position| position.fetch_add(VECTOR, Ordering::Relaxed)).min(all.len());
+        let names = &all[from..(from + VECTOR).min(all.len())];
+        let mut clocks = Vec::new();
+        if let Self::Zones(zones) = self {
+            for name in names {
+                clocks.push(Clock::new(zones.find(name)?));
+            }
+        }
+        let text = |output: &mut DataChunkRef<'_>, column: usize| -> Result<()> {
+            let mut vector = output.get_vector_at_mut::<String>(column)?;
+            vector.set_size(names.len())?;
+            let mut writer = vector.writer()?;
+            names.iter().enumerate().try_for_each(|(row, name)| writer.set(row, Some(name)))
+        };
+        text(&mut output, 0)?;
+        if matches!(self, Self::Calendars) {
+            return Ok(());
+        }
+        text(&mut output, 1)?;
+        let now = super::functions::now();
+        {
+            let mut vector = output.get_vector_at_mut::<IntervalValue>(2)?;
+            vector.set_size(names.len())?;
+            let mut writer = vector.writer()?;
+            for (row, clock) in clocks.iter_mut().enumerate() {
+                writer.set(row, Some(IntervalValue { months: 0, days: 0, micros: clock.offset(now) }))?;
+            }
+        }
+        let mut vector = output.get_vector_at_mut::<bool>(3)?;
+        vector.set_size(names.len())?;
+        let mut writer = vector.writer()?;
+        clocks.iter_mut().enumerate().try_for_each(|(row, clock)| writer.set(row, Some(clock.is_daylight(now))))
+    }
+}
+
+pub(super) fn register(connection: &Connection, zones: &Arc<Zones>) -> Result<()> {
+    let registry = Registry { connection, zones };
+    for (name, inclusive) in [("range", false), ("generate_series", true)] {
+        registry.add(name, &[TSTZ, TSTZ, "INTERVAL"], &format!("{TSTZ}[]"), Lists { inclusive })?;
+        let mut signature = SignatureBuilder::new();
+        for (parameter, logical_type) in [("start", TSTZ), ("end", TSTZ), ("step", "INTERVAL")] {
+            let logical_type = LogicalType::from_text(connection, logical_type)?;
+            signature = signature.param(FunctionParameter::with_type(parameter, logical_type));
+        }
+        TableFunctionBuilder::new(name, signature, Table { name, inclusive, zones: zones.clone() })
+            .register(connection)?;
+    }
+    TableFunctionBuilder::new("pg_timezone_names", SignatureBuilder::new(), Names::Zones(zones.clone()))
+        .register(connection)?;
+    TableFunctionBuilder::new("icu_calendar_names", SignatureBuilder::new(), Names::Calendars).register(connection)
+}
