@@ -10,6 +10,7 @@ use std::{
 use futures::StreamExt;
 use mallard::{
     config::{Config, LogFormat, Size},
+    engine::guard,
     error::Error,
 };
 use serde_json::{Value, json};
@@ -295,10 +296,20 @@ async fn settings_at_open_are_the_strict_ones() {
         ("allow_persistent_secrets", "false"),
         ("allow_unredacted_secrets", "false"),
         ("enable_external_access", "false"),
-        ("allowed_configs", "[TimeZone, max_streaming_buffer_size, operator_memory_limit]"),
         ("lock_configuration", "true"),
     ] {
         let sql = format!("SELECT value FROM duckdb_settings() WHERE name = '{name}'");
         assert_eq!(row(&client, &sql).await, [value], "{name}");
+    }
+    // What stays open is what sessions may change, and what the server sets for one connection.
+    let sql = "SELECT unnest(value[2:-2].split(', ')) AS name FROM duckdb_settings() WHERE name = 'allowed_configs'";
+    let open = row(&client, &format!("SELECT string_agg(lower(name), ',') FROM ({sql})")).await.remove(0);
+    let open: Vec<&str> = open.split(',').collect();
+    let sessions = [guard::settings::SESSION, guard::settings::OFF_ONLY].concat();
+    let servers = ["operator_memory_limit", "max_streaming_buffer_size"];
+    let listed = |name: &&&str| sessions.iter().any(|(names, _)| names.contains(name)) || servers.contains(name);
+    assert_eq!(open.iter().filter(|name| !listed(name)).collect::<Vec<_>>(), [&""; 0], "{open:?}");
+    for name in ["timezone", "calendar", servers[0], servers[1]] {
+        assert!(open.contains(&name), "{name} in {open:?}");
     }
 }

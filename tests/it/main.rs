@@ -56,6 +56,7 @@ mod support;
 mod telemetry;
 mod threads;
 mod tidy;
+mod timezones;
 mod tls;
 mod tokens;
 mod traces;

@@ -7,7 +7,6 @@ use duckdb::{
     cast::{CastFunctionBuilder, CastFunctionCallbacks, CastMode},
     connection::{Connection, Context},
     error::DuckDBError,
-    logical_type::LogicalType,
     types::{
         DateValue, TimeTzValue, TimestampMsValue, TimestampNsValue, TimestampSecValue, TimestampTzValue, TimestampValue,
     },
@@ -18,6 +17,7 @@ use super::{
     calendar::{in_range, is_finite},
     error,
     functions::{instant_of, time_of, wall_of},
+    scalar::type_named,
     text::{self, Written},
     zone::{Clock, DAY, NamedClock, Zones},
 };
@@ -196,7 +196,7 @@ pub(super) fn register(connection: &Connection, zones: &Arc<Zones>) -> Result<()
         cost: i64,
         _: C,
     ) -> Result<()> {
-        let [from, to] = [LogicalType::from_text(connection, from)?, LogicalType::from_text(connection, to)?];
+        let [from, to] = [type_named(connection, from)?, type_named(connection, to)?];
         let cast = Cast::<C> { zones: zones.clone(), convert: std::marker::PhantomData };
         CastFunctionBuilder::new(from, to, cast).implicit_cast_cost(cost).register(connection)
     }

@@ -27,6 +27,8 @@ use super::{
 };
 
 const TSTZ: &str = "TIMESTAMPTZ";
+/// Buckets are of this zone where the call names none, whatever the session's is.
+const BUCKETS: &str = "UTC";
 
 const MONTHS: [&str; 12] = [
     "January",
@@ -134,7 +136,8 @@ rows!(MakeIn, |_,
 });
 rows!(Bucket, |_, worker, width: IntervalValue, instant: TimestampTzValue| -> TimestampTzValue {
     let width = Width::of(width)?;
-    Some(TimestampTzValue(width.bucket(&mut worker.clock, instant.0, width.origin())?))
+    let clock = worker.named.at(BUCKETS)?;
+    Some(TimestampTzValue(width.bucket(clock, instant.0, width.origin())?))
 });
 rows!(BucketWithOffset, |_,
                          worker,
@@ -144,9 +147,10 @@ rows!(BucketWithOffset, |_,
  -> TimestampTzValue {
     let width = Width::of(width)?;
     if is_finite(instant.0) {
-        let moved = worker.clock.minus(instant.0, *offset)?;
-        let bucket = width.bucket(&mut worker.clock, moved, width.origin())?;
-        Some(TimestampTzValue(worker.clock.plus(bucket, *offset)?))
+        let clock = worker.named.at(BUCKETS)?;
+        let moved = clock.minus(instant.0, *offset)?;
+        let bucket = width.bucket(clock, moved, width.origin())?;
+        Some(TimestampTzValue(clock.plus(bucket, *offset)?))
     } else {
         Some(*instant)
     }
@@ -158,7 +162,10 @@ rows!(BucketWithOrigin, |_,
                          origin: TimestampTzValue|
  -> TimestampTzValue {
     match is_finite(origin.0) {
-        true => Some(TimestampTzValue(Width::of(width)?.bucket(&mut worker.clock, instant.0, origin.0)?)),
+        true => {
+            let clock = worker.named.at(BUCKETS)?;
+            Some(TimestampTzValue(Width::of(width)?.bucket(clock, instant.0, origin.0)?))
+        }
         false => None,
     }
 });
@@ -251,6 +258,7 @@ impl Width {
     fn of(interval: &IntervalValue) -> Result<Self> {
         let IntervalValue { months, days, micros } = *interval;
         let width = match (months, days, micros) {
+            (0, 0, 0) => return Err(error(DuckDBError::InputOutOfRange, "Can't bucket using zero days")),
             (0, 0, micros) => Self::Micros(micros),
             (0, days, 0) => Self::Days(i64::from(days)),
             (months, 0, 0) => Self::Months(i64::from(months)),
@@ -259,7 +267,7 @@ impl Width {
         };
         let (Self::Micros(size) | Self::Days(size) | Self::Months(size)) = width;
         if size <= 0 {
-            return Err(not_implemented("Period must be greater than 0"));
+            return Err(error(DuckDBError::InputInvalid, "Period must be greater than 0"));
         }
         Ok(width)
     }

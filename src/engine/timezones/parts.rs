@@ -219,7 +219,9 @@ impl Part {
 
     /// How often the part begins between two finite instants.
     pub(super) fn boundaries(self, clock: &mut Clock, from: i64, to: i64) -> Result<i64> {
-        let (from, to) = (self.truncate(clock, from)?, self.truncate(clock, to)?);
+        // Weeks are counted from the day of the first instant, not from Monday, as in DuckDB's extension.
+        let start = if self == Self::Week { Self::Day } else { self };
+        let (from, to) = (start.truncate(clock, from)?, start.truncate(clock, to)?);
         self.between(clock, from, to)
     }
 }

@@ -23,14 +23,14 @@ use duckdb::{
 use super::{
     calendar::is_finite,
     error,
-    scalar::{Registry, Rows, Worker},
+    scalar::{Registry, Rows, Worker, type_named},
     settings::CALENDARS,
     zone::{Clock, Zones},
 };
 
 const TSTZ: &str = "TIMESTAMPTZ";
-/// Elements of one list at most.
-const LONGEST: usize = u32::MAX as usize;
+/// Elements of the lists of one vector at most: they are made at once, outside of DuckDB's memory limit.
+const LONGEST: usize = 1 << 24;
 /// Rows of DuckDB's vectors.
 const VECTOR: usize = 2048;
 
@@ -86,11 +86,12 @@ impl Lists {
             return invalid("Interval with mix of negative/positive entries not supported");
         }
         let mut series = Series { next: start, end, step, inclusive: self.inclusive, up };
-        let first = into.len();
         while series.has_next() {
             into.push(Some(TimestampTzValue(series.next)));
-            if into.len() - first > LONGEST {
-                return invalid("Lists larger than 2^32 elements are not supported");
+            if into.len() > LONGEST {
+                return invalid(
+                    "lists of instants have more than 16777216 elements; use the table function of the same name",
+                );
             }
             series.next = clock.plus(series.next, step)?;
         }
@@ -305,7 +306,7 @@ pub(super) fn register(connection: &Connection, zones: &Arc<Zones>) -> Result<()
         registry.add(name, &[TSTZ, TSTZ, "INTERVAL"], &format!("{TSTZ}[]"), Lists { inclusive })?;
         let mut signature = SignatureBuilder::new();
         for (parameter, logical_type) in [("start", TSTZ), ("end", TSTZ), ("step", "INTERVAL")] {
-            let logical_type = LogicalType::from_text(connection, logical_type)?;
+            let logical_type = type_named(connection, logical_type)?;
             signature = signature.param(FunctionParameter::with_type(parameter, logical_type));
         }
         TableFunctionBuilder::new(name, signature, Table { name, inclusive, zones: zones.clone() })

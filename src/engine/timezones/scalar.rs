@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use duckdb::{
-    Result,
+    DuckDBType, Result,
     connection::{Connection, Context},
     data_chunk::VectorCollection,
     logical_type::LogicalType,
     scalar::{ScalarCallbacks, ScalarFunctionBuilder, ScalarInitCallbacks},
     signature::{FunctionParameter, SignatureBuilder},
+    types::{DateValue, IntervalValue, TimestampTzValue, TimestampValue},
     vector::{StorageKind, Unknown, Vector, WritableVectorElement},
 };
 
@@ -86,6 +87,20 @@ pub(super) fn flatten(inputs: &mut VectorCollection) -> Result<()> {
     Ok(())
 }
 
+/// A type by its name. Those that are used often are not parsed: a database is opened for each running exchange, too.
+pub(super) fn type_named(connection: &Connection, name: &str) -> Result<LogicalType> {
+    match name {
+        "TIMESTAMPTZ" => TimestampTzValue::logical_type(connection),
+        "TIMESTAMP" => TimestampValue::logical_type(connection),
+        "INTERVAL" => IntervalValue::logical_type(connection),
+        "VARCHAR" => String::logical_type(connection),
+        "BIGINT" => i64::logical_type(connection),
+        "DOUBLE" => f64::logical_type(connection),
+        "DATE" => DateValue::logical_type(connection),
+        other => LogicalType::from_text(connection, other),
+    }
+}
+
 /// Adds functions with arguments and results of these types, as SQL names them.
 pub(super) struct Registry<'a> {
     pub(super) connection: &'a Connection,
@@ -96,10 +111,10 @@ impl Registry<'_> {
     pub(super) fn signature(&self, arguments: &[&str], result: &str) -> Result<SignatureBuilder> {
         let mut signature = SignatureBuilder::new();
         for (at, argument) in arguments.iter().enumerate() {
-            let logical_type = LogicalType::from_text(self.connection, argument)?;
+            let logical_type = type_named(self.connection, argument)?;
             signature = signature.param(FunctionParameter::with_type(format!("argument{at}"), logical_type));
         }
-        Ok(signature.return_type(LogicalType::from_text(self.connection, result)?))
+        Ok(signature.return_type(type_named(self.connection, result)?))
     }
 
     pub(super) fn add<R: Rows>(&self, name: &str, arguments: &[&str], result: &str, rows: R) -> Result<()> {

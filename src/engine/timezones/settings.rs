@@ -12,7 +12,6 @@ use duckdb::{
 
 use super::{
     SETTING, error,
-    parts::not_implemented,
     zone::{Zones, candidates},
 };
 
@@ -38,7 +37,7 @@ impl CustomOptionCallbacks for CalendarSetting {
             None => {
                 let known: Vec<String> = CALENDARS.map(str::to_string).into();
                 let message = format!("Unknown Calendar '{name}'!");
-                Err(not_implemented(&(message + &candidates("Candidate calendars", &known, &name))))
+                Err(error(DuckDBError::InputInvalid, message + &candidates("Candidate calendars", &known, &name)))
             }
         }
     }

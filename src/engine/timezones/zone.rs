@@ -95,7 +95,8 @@ impl Zones {
     pub(super) fn find(&self, name: &str) -> Result<Zone> {
         self.get(name).ok_or_else(|| {
             let message = format!("Unknown TimeZone '{name}'!");
-            error(DuckDBError::QueryNotImplemented, message + &candidates("Candidate time zones", self.names(), name))
+            // DuckDB's extension says that it is not implemented; it is the caller's mistake.
+            error(DuckDBError::InputInvalid, message + &candidates("Candidate time zones", self.names(), name))
         })
     }
 

@@ -43,12 +43,6 @@ impl Flight {
             let ask = Ask { sql: "SELECT 1".into(), settings: changed.clone(), ..Ask::default() };
             match self.engine.plan(&identity.rights, &ask).await {
                 Ok(_) => settings = changed,
-                // Without its extension for time zones DuckDB knows no setting for them, and works in UTC.
-                Err(Error::Sql(_))
-                    if changed.time_zone.as_deref().is_some_and(|zone| zone.eq_ignore_ascii_case("UTC")) =>
-                {
-                    settings = Settings { time_zone: None, ..changed };
-                }
                 Err(Error::Sql(_) | Error::NotFound(_) | Error::Unsupported(_) | Error::Denied { .. }) => {
                     refuse(name, OptionErrorValue::InvalidValue);
                 }

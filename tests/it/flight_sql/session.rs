@@ -73,8 +73,11 @@ async fn options_hold_for_the_session_and_all_are_told() {
     assert_eq!(before["catalog"], text("memory"));
     assert_eq!(before["schema"], text("main"));
     assert_eq!(before["timezone"], text("UTC"));
-    // With or without DuckDB's extension for time zones.
-    assert!(set(&mut client, &[("timezone", text("UTC"))]).await.is_empty());
+    for zone in ["Europe/Berlin", "UTC"] {
+        assert!(set(&mut client, &[("timezone", text(zone))]).await.is_empty());
+        assert_eq!(table(&mut client, "SELECT current_setting('TimeZone')").await, [zone]);
+        assert_eq!(get(&mut client).await["timezone"], text(zone));
+    }
     assert_eq!(set(&mut client, &[("timezone", text("Nowhere/Land"))]).await, [("timezone".to_string(), 2)]);
     assert_eq!(get(&mut client).await["timezone"], text("UTC"));
     assert_eq!(before["lossless_types"].flag, Some(false));
