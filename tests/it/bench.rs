@@ -115,7 +115,7 @@ async fn what_cannot_be_measured_is_told_with_its_exit_code() {
 async fn tables_are_dropped_after_an_error() {
     let (one, full) = (TestServer::start().await, {
         let mut config = test_config();
-        config.database.memory_limit = Some(mallard::config::Size::mib(8));
+        config.database.memory_limit = Some(mallard::config::Size::mib(16));
         config.database.max_temp_size = Some(mallard::config::Size::mib(1));
         TestServer::with(config).await
     });
