@@ -136,7 +136,8 @@ async fn admins_have_threads_when_all_others_are_taken() {
         drop(running);
     };
     let (waited, ()) = futures::join!(waiting, watch);
-    assert_eq!(waited.err().map(|error| error.code()), Some(Code::Cancelled));
+    // Where the endless one ended first, its thread was free for the other before it was ended, too.
+    assert!(waited.err().is_none_or(|error| error.code() == Code::Cancelled));
     until("the threads are free again", async || server.metric("mallard_queries_running").await == 0.0).await;
     assert_eq!(row(reader, "SELECT 1").await, ["1"]);
 }
