@@ -283,6 +283,7 @@ pub struct Session {
     pub transaction_timeout: Span,
     pub disconnect_timeout: Span,
     pub wait: Span,
+    pub per_connection: bool,
     pub sessions: usize,
     pub sessions_per_user: usize,
     pub transactions: usize,
@@ -308,6 +309,7 @@ pub struct Limits {
     pub send_message_size: Size,
     pub sql_length: Size,
     pub returning_size: Size,
+    pub statements_per_text: usize,
     pub sql_depth: usize,
     pub sql_joins: usize,
     pub sql_expansion: usize,
@@ -430,6 +432,7 @@ impl Default for Config {
                 transaction_timeout: Span(Duration::from_secs(300)),
                 disconnect_timeout: Span(Duration::from_secs(30)),
                 wait: Span(Duration::from_secs(10)),
+                per_connection: true,
                 sessions: 1024,
                 sessions_per_user: 128,
                 transactions: 128,
@@ -453,6 +456,7 @@ impl Default for Config {
                 send_message_size: Size::mib(2),
                 sql_length: Size(256 * 1024),
                 returning_size: Size::mib(256),
+                statements_per_text: 1000,
                 sql_depth: 128,
                 sql_joins: 128,
                 sql_expansion: 16_384,
@@ -791,6 +795,10 @@ const KEYS: &[Key] = &[
         session.wait,
         "How long a statement waits for the one before it in the same transaction or session, rows included: one runs at a time there."
     ),
+    key!(
+        session.per_connection,
+        "Whether the connection of a client without a login (and without a cookie) is its session, which ends with it. Set it to false behind a proxy that sends the calls of several clients by one connection and names itself in no header (forwarded, x-forwarded-for, via)."
+    ),
     key!(session.sessions, "Sessions that keep something between calls, in all."),
     key!(session.sessions_per_user, "The same of one user."),
     key!(session.transactions, "Transactions that may be open between calls, in all."),
@@ -827,6 +835,10 @@ const KEYS: &[Key] = &[
         "Rows that one INSERT, UPDATE, DELETE or MERGE may answer by RETURNING: they are held until it is committed."
     ),
     key!(limits.sql_length, "Longest SQL text accepted."),
+    key!(
+        limits.statements_per_text,
+        "How many statements one SQL text may hold, where a text may hold several (Flight SQL's statements)."
+    ),
     key!(
         limits.sql_depth,
         "How deep SQL may nest: brackets, CASE, and chains of operators, of parts of a name and of CTEs. DuckDB's planner takes seconds for a few hundred."

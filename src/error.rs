@@ -73,6 +73,9 @@ pub enum Error {
         row: Option<u64>,
         cause: Arc<Error>,
     },
+    /// One of several statements in a text failed; the code is its cause's.
+    #[error("statement {number} of {count}, line {line}: {cause}")]
+    Statement { number: usize, count: usize, line: usize, cause: Arc<Error> },
     /// What a peer answered; its code is passed on.
     #[error("{peer}: {message}")]
     Remote { peer: String, code: Code, message: String },
@@ -121,6 +124,26 @@ impl Error {
         Self::Exchanger { name: String::new(), row: Some(row), cause: Arc::new(self) }
     }
 
+    /// The error of one statement of a text that holds several, all counted from 1; `line` is where it begins, and the
+    /// lines that DuckDB names become those of the text.
+    pub fn of_statement(self, number: usize, count: usize, line: usize) -> Self {
+        let down = |message: String| moved_down(message, line - 1);
+        let cause = match self {
+            // Logged where they are answered.
+            Self::Internal(_) | Self::Fatal(_) | Self::Broken(_) => return self,
+            Self::Sql(message) => Self::Sql(down(message)),
+            Self::NotFound(message) => Self::NotFound(down(message)),
+            Self::Exists(message) => Self::Exists(down(message)),
+            Self::Constraint(message) => Self::Constraint(down(message)),
+            Self::Conflict(message) => Self::Conflict(down(message)),
+            Self::State(message) => Self::State(down(message)),
+            Self::Unsupported(message) => Self::Unsupported(down(message)),
+            Self::Remote { peer, code, message } => Self::Remote { peer, code, message: down(message) },
+            other => other,
+        };
+        Self::Statement { number, count, line, cause: Arc::new(cause) }
+    }
+
     /// `how` is sent or taken.
     pub fn stalled(how: &str, limit: impl fmt::Display) -> Self {
         Self::Stalled(format!("the client has {how} nothing for limits.stall_timeout ({limit})"))
@@ -141,7 +164,7 @@ impl Error {
             Self::Conflict(_) | Self::Unverified(_) | Self::Abandoned(_) | Self::Invalidated(_) => Code::Aborted,
             Self::Draining | Self::Starting | Self::Reopening | Self::Unreachable(_) => Code::Unavailable,
             Self::Unsupported(_) => Code::Unimplemented,
-            Self::Exchanger { cause, .. } => cause.code(),
+            Self::Exchanger { cause, .. } | Self::Statement { cause, .. } => cause.code(),
             Self::Remote { code, .. } => *code,
             Self::Io(_) | Self::InUse(_) => Code::FailedPrecondition,
             Self::Corrupt(_) => Code::DataLoss,
@@ -172,7 +195,7 @@ impl Error {
             Self::Draining => "DRAINING",
             Self::Starting => "STARTING",
             Self::Unsupported(_) => "UNSUPPORTED",
-            Self::Exchanger { cause, .. } => cause.reason(),
+            Self::Exchanger { cause, .. } | Self::Statement { cause, .. } => cause.reason(),
             Self::Remote { .. } => "REMOTE",
             Self::Unreachable(_) => "UNREACHABLE",
             Self::Unverified(_) => "UNVERIFIED",
@@ -196,6 +219,10 @@ impl Error {
                 facts = cause.facts();
                 facts.insert("exchanger".into(), name.clone());
                 facts.extend(row.map(|row| ("row".to_string(), row.to_string())));
+            }
+            Self::Statement { number, cause, .. } => {
+                facts = cause.facts();
+                facts.insert("statement".into(), number.to_string());
             }
             Self::Limit { key, .. } => drop(facts.insert("key".into(), key.to_string())),
             Self::Denied { rule, .. } => drop(facts.insert("rule".into(), rule.to_string())),
@@ -299,6 +326,25 @@ fn position(message: &str) -> Option<(usize, Option<usize>)> {
         .filter(|_| !text.starts_with("..."))
         .and_then(|below| below.find('^')?.checked_sub(pointed.len() - text.len()));
     Some((number.parse().ok()?, column.map(|column| column + 1)))
+}
+
+/// The message with the line that DuckDB points at counted from so many lines further up, and its caret where it was.
+fn moved_down(message: String, lines: usize) -> String {
+    let at = if message.starts_with("LINE ") { Some(0) } else { message.find("\nLINE ").map(|at| at + 1) };
+    let Some((at, number)) = at.and_then(|at| {
+        let (number, _) = message.get(at + "LINE ".len()..)?.split_once(": ")?;
+        Some((at + "LINE ".len(), number.to_string()))
+    }) else {
+        return message;
+    };
+    let Ok(counted) = number.parse::<usize>() else { return message };
+    let counted = (counted + lines).to_string();
+    let wider = " ".repeat(counted.len().saturating_sub(number.len()));
+    let (before, after) = (&message[..at], &message[at + number.len()..]);
+    match after.split_once('\n') {
+        Some((pointed, below)) => format!("{before}{counted}{pointed}\n{wider}{below}"),
+        None => format!("{before}{counted}{after}"),
+    }
 }
 
 /// A message travels in a header, percent-encoded, and clients take some 8 KiB of headers in all.

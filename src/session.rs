@@ -1,7 +1,8 @@
 //! What clients keep between calls: transactions, prepared statements, settings, temporary tables.
 //!
-//! A login is a session: whoever shows its bearer token is in it. Who has none may have a cookie, and who has neither
-//! has handles alone, which stand for themselves. All of it belongs to a user, is bounded, and is freed when it has not
+//! A login is a session: whoever shows its bearer token is in it. A client without a login may have a cookie, and without
+//! either its connection is its session, which ends with the connection. Where a proxy may share the connection among
+//! clients, there are handles alone, which stand for themselves. All of it belongs to a user, is bounded, and is freed when it has not
 //! been used for a while, when the connections that it was used by have gone, when the session is closed, and when the
 //! server stops. Nothing here knows Flight.
 
@@ -15,7 +16,7 @@ use crate::{
     access::{Principal, Rights},
     auth::{Connection, Identity},
     config,
-    engine::{Ask, Bound, Engine, Line, Settings},
+    engine::{Ask, Bound, End, Engine, Line, Settings},
     error::{Error, Result},
     telemetry::Metrics,
 };
@@ -127,6 +128,10 @@ struct Present {
 
 struct Session {
     principal: Principal,
+    /// Which it stands and falls with.
+    connection: Option<Connection>,
+    /// By which its cookie was handed out, until a client has sent it: some never do.
+    unclaimed: Option<Connection>,
     used: Instant,
     settings: Settings,
     /// Where what its statements leave behind is; none as long as they leave nothing.
@@ -247,6 +252,21 @@ impl Sessions {
         Ok(ask)
     }
 
+    /// The line of a transaction, which stays the session's from now on where it has none yet: a statement of the transaction
+    /// leaves there what is to outlive it.
+    pub fn settle(&self, identity: &Identity, transaction: Handle) -> Result<()> {
+        let mut state = self.lock();
+        let line = state.transaction(identity, transaction)?.line.clone();
+        if !has_session(identity) && state.own(identity).is_none() {
+            return Ok(());
+        }
+        let session = self.session(&mut state, identity)?;
+        if session.home.is_none() && session.lent.is_none() {
+            (session.home, session.lent) = (Some(line), Some(transaction));
+        }
+        Ok(())
+    }
+
     /// The connection of the caller's session, for what is to stay there.
     pub fn home(&self, identity: &Identity) -> Result<Line> {
         let mut state = self.lock();
@@ -310,7 +330,7 @@ impl Sessions {
             line
         };
         self.gauge();
-        let begun = self.0.engine.begin(&identity.rights, &line, false).await;
+        let begun = self.0.engine.begin(&identity.rights, &line, false, false).await;
         if begun.is_err() {
             self.forget(handle);
         }
@@ -326,7 +346,7 @@ impl Sessions {
             // It is rolled back already.
             Some(_) if !commit => Ok(()),
             Some(lost) => Err(lost),
-            None => self.0.engine.end(&identity.rights, &line, commit).await,
+            None => self.0.engine.end(&identity.rights, &line, if commit { End::Commit } else { End::Rollback }).await,
         };
         if line.lost().is_some() {
             // This client knows.
@@ -356,9 +376,36 @@ impl Sessions {
         if let Some(session) = self.lock().own(identity) {
             session.lapsed = None;
         }
-        let begun = self.0.engine.begin(&identity.rights, &line, read_only).await;
+        let begun = self.0.engine.begin(&identity.rights, &line, read_only, false).await;
         self.gauge();
         begun
+    }
+
+    /// BEGIN as a text within a transaction that was begun by an action.
+    pub async fn begin_within(&self, identity: &Identity, handle: Handle, read_only: bool) -> Result<()> {
+        let line = self.lock().transaction(identity, handle)?.line.clone();
+        if !line.in_transaction() {
+            identity.may_begin()?;
+        }
+        let begun = self.0.engine.begin(&identity.rights, &line, read_only, true).await;
+        self.gauge();
+        begun
+    }
+
+    /// COMMIT or ROLLBACK as a text within a transaction that was begun by an action. Its handle stays good: what comes next with
+    /// it is in another transaction, which the client's driver ends as it would have ended the first.
+    pub async fn end_within(&self, identity: &Identity, handle: Handle, commit: bool) -> Result<()> {
+        let line = self.lock().transaction(identity, handle)?.line.clone();
+        if let Some(lost) = line.lost() {
+            return Err(lost);
+        }
+        if !commit && line.in_transaction() {
+            line.interrupt(&Error::State("its transaction was rolled back".into()));
+        }
+        let end = if commit { End::CommitWithin } else { End::RollbackWithin };
+        let ended = self.0.engine.end(&identity.rights, &line, end).await;
+        self.gauge();
+        ended
     }
 
     /// COMMIT or ROLLBACK as a text.
@@ -375,7 +422,7 @@ impl Sessions {
         if !commit && line.in_transaction() {
             line.interrupt(&Error::State("its transaction was rolled back".into()));
         }
-        let ended = self.0.engine.end(&identity.rights, &line, commit).await;
+        let ended = self.0.engine.end(&identity.rights, &line, if commit { End::Commit } else { End::Rollback }).await;
         self.gauge();
         ended
     }
@@ -445,7 +492,7 @@ impl Sessions {
 
     /// Whether the caller is in a session, or in a login that becomes one when it keeps something.
     pub fn has_one(&self, identity: &Identity) -> bool {
-        identity.session.is_some() || self.lock().own(identity).is_some()
+        has_session(identity) || self.lock().own(identity).is_some()
     }
 
     /// The settings of the caller's session.
@@ -467,10 +514,34 @@ impl Sessions {
         }
         let cookie = Handle::new().text();
         let caller = Identity { cookie: Some(cookie.clone()), ..identity.clone() };
-        self.create(&mut self.lock(), &caller, &format!("{COOKIE}{cookie}"))?;
+        let id = format!("{COOKIE}{cookie}");
+        let mut state = self.lock();
+        let settings = state.own(identity).map(|session| session.settings.clone()).unwrap_or_default();
+        if let Some(connection) = &identity.connection {
+            state.forget_unclaimed(connection);
+        }
+        self.create(&mut state, &caller, &id)?;
+        if let Some(session) = state.sessions.get_mut(&id) {
+            session.settings = settings;
+        }
+        drop(state);
         *identity = caller;
         self.gauge();
         Ok(Some(cookie))
+    }
+
+    /// Gives the settings of a session whose cookie was just handed out to that of the connection, too: the client may be one
+    /// that sends no cookies.
+    pub fn mirror(&self, identity: &Identity) -> Result<()> {
+        let settings = self.settings(identity);
+        let without = Identity { cookie: None, ..identity.clone() };
+        if has_session(&without) {
+            self.set_settings(&without, settings)?;
+        }
+        let mut state = self.lock();
+        let session = session_id(identity).and_then(|id| state.sessions.get_mut(&id));
+        session.into_iter().for_each(|session| session.unclaimed = identity.connection.clone());
+        Ok(())
     }
 
     /// Frees all that the caller's session holds. Whether there was one.
@@ -550,14 +621,15 @@ impl Sessions {
 
     /// The caller's session, which begins where it was not known.
     fn session<'s>(&self, state: &'s mut State, identity: &Identity) -> Result<&'s mut Session> {
-        let known = session_id(identity).is_some_and(|id| state.sessions.contains_key(&id));
-        if let (false, Some(session)) = (known, &identity.session) {
-            self.create(state, identity, &session.id)?;
+        if let Some(id) = session_id(identity).filter(|id| has_session(identity) && !state.sessions.contains_key(id)) {
+            self.create(state, identity, &id)?;
             self.0.metrics.client_sessions.set(count(&state.sessions));
         }
         let session = state.own(identity).ok_or_else(|| {
             Error::State(
-                "this needs a session: log in, or call SetSessionOptions and send its cookie with each call".into(),
+                "this needs a session: log in, or call SetSessionOptions and send its cookie with each call (the connection \
+                 is no session where a proxy passes calls on, with session.per_connection = false, and beside a cookie)"
+                    .into(),
             )
         })?;
         session.used = Instant::now();
@@ -566,11 +638,18 @@ impl Sessions {
 
     fn create(&self, state: &mut State, identity: &Identity, id: &str) -> Result<()> {
         let (principal, limits) = (identity.principal(), &self.0.limits);
-        let own = state.sessions.values().filter(|session| session.principal == principal).count();
+        // Of connections that have only been set to something there are no more than connections.
+        let kept = |session: &&Session| session.connection.is_none() || session.home.is_some();
+        let all = state.sessions.values().filter(kept);
+        let own = all.clone().filter(|session| session.principal == principal).count();
         bounded(own, limits.sessions_per_user, "session.sessions_per_user", "sessions of this user are kept")?;
-        bounded(state.sessions.len(), limits.sessions, "session.sessions", "sessions are kept")?;
+        bounded(all.count(), limits.sessions, "session.sessions", "sessions are kept")?;
+        let connection =
+            identity.connection.clone().filter(|_| identity.session.is_none() && identity.cookie.is_none());
         let session = Session {
             principal,
+            connection,
+            unclaimed: None,
             used: Instant::now(),
             settings: Settings::default(),
             home: None,
@@ -589,6 +668,7 @@ impl Sessions {
         let alone = Error::State(format!(
             "the connections of its client were gone for session.disconnect_timeout ({disconnect_timeout}), and it was rolled back"
         ));
+        let ended = Error::State("the connection that was its session has ended, and it was rolled back".into());
         let (mut gone, mut lapsing) = (Vec::new(), Vec::new());
         {
             let mut state = self.lock();
@@ -612,6 +692,12 @@ impl Sessions {
             });
             prepared.retain(|_, kept| !left.contains(&kept.owner) && !is_over(kept.used.elapsed(), idle_timeout));
             sessions.retain(|id, session| {
+                if session.connection.as_ref().is_some_and(|connection| !connection.stands()) {
+                    // Nobody can come back to it. A transaction that has the line goes on as long as its handle may.
+                    let line = session.home.take().filter(|_| session.lent.is_none());
+                    gone.extend(line.map(|line| (line, ended.clone())));
+                    return false;
+                }
                 let open = session.lent.is_none() && session.home.as_ref().is_some_and(Line::in_transaction);
                 if left.contains(id) {
                     gone.extend(session.home.take().map(|line| (line, alone.clone())));
@@ -638,7 +724,7 @@ impl Sessions {
         gone.into_iter().for_each(|(line, reason)| line.close(reason));
         for line in lapsing {
             // Its client is told by the next statement.
-            if let Err(error) = self.0.engine.end(&Rights::all("mallard"), &line, false).await {
+            if let Err(error) = self.0.engine.end(&Rights::all("mallard"), &line, End::Rollback).await {
                 tracing::debug!(%error, "an idle transaction could not be rolled back");
             }
         }
@@ -692,7 +778,19 @@ impl State {
         let id = session_id(identity)?;
         self.sessions.get(&id).filter(|session| session.principal == identity.principal())?;
         self.note(identity, &id);
-        self.sessions.get_mut(&id)
+        let session = self.sessions.get_mut(&id)?;
+        session.unclaimed = None;
+        Some(session)
+    }
+
+    /// Frees all but the last few of the sessions whose cookies went out by this connection and never came back.
+    fn forget_unclaimed(&mut self, connection: &Connection) {
+        let unclaimed = self.sessions.iter().filter(|(_, session)| session.unclaimed.as_ref() == Some(connection));
+        let mut unclaimed: Vec<_> = unclaimed.map(|(id, session)| (session.used, id.clone())).collect();
+        unclaimed.sort();
+        for (_, id) in unclaimed.iter().rev().skip(UNCLAIMED) {
+            self.sessions.remove(id);
+        }
     }
 
     fn transaction(&mut self, identity: &Identity, handle: Handle) -> Result<&Transaction> {
@@ -757,12 +855,24 @@ impl Present {
 /// Tells ids of cookies from those of logins.
 const COOKIE: &str = "cookie ";
 
+/// So many cookies that went out by one connection may wait to be sent back.
+const UNCLAIMED: usize = 4;
+
 fn session_id(identity: &Identity) -> Option<String> {
     match (&identity.session, &identity.cookie) {
         (Some(session), _) => Some(session.id.clone()),
         (None, Some(cookie)) => Some(format!("{COOKIE}{cookie}")),
-        (None, None) => None,
+        (None, None) => {
+            let connection = identity.connection.as_ref().filter(|_| identity.has_connection_alone)?;
+            // Several principals may come by one connection.
+            Some(format!("connection {} {:?}", connection.id(), identity.principal()))
+        }
     }
+}
+
+/// Whether the caller's session begins by itself, when there is something to keep: that of a login or of a connection.
+fn has_session(identity: &Identity) -> bool {
+    identity.session.is_some() || (identity.cookie.is_none() && session_id(identity).is_some())
 }
 
 /// Whose a transaction or prepared statement is: the session's, or nobody's but its own.

@@ -91,6 +91,7 @@ where
             }
             identity.cookie = cookie(request.headers());
             identity.connection = request.extensions().get().cloned();
+            identity.has_connection_alone = authenticator.0.sessions_per_connection && !is_forwarded(request.headers());
             request.extensions_mut().insert(identity);
             let mut response = inner.call(request).await?;
             if let Some(value) = issued.and_then(|token| bearer(&token)) {
@@ -123,6 +124,11 @@ fn credentials(headers: &HeaderMap) -> Option<String> {
     }
     let token = BASE64.decode(headers.get(HANDSHAKE_TOKEN)?).ok()?;
     Some(format!("Bearer {}", String::from_utf8(token).ok()?))
+}
+
+/// Whether a proxy says that it has passed the call on: many clients' calls may come by its connection.
+fn is_forwarded(headers: &HeaderMap) -> bool {
+    ["forwarded", "x-forwarded-for", "via"].iter().any(|name| headers.contains_key(*name))
 }
 
 /// The name of the cookie that stands for a session (Flight.proto).

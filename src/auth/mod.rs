@@ -60,6 +60,8 @@ pub struct Identity {
     pub lossless: Option<bool>,
     /// By which it came; none where that was not the network.
     pub connection: Option<Connection>,
+    /// Whether nothing speaks against that connection being one client's alone, so that it can stand for a session.
+    pub has_connection_alone: bool,
     /// The server drains: the call may only go on with a transaction that is open.
     pub draining: bool,
 }
@@ -73,6 +75,7 @@ impl From<Arc<Rights>> for Identity {
             cookie: None,
             lossless: None,
             connection: None,
+            has_connection_alone: false,
             draining: false,
         }
     }
@@ -129,6 +132,8 @@ struct Inner {
     /// When each principal's login was last used.
     used: Mutex<HashMap<Principal, Instant>>,
     session: Duration,
+    /// Whether connections may stand for sessions.
+    sessions_per_connection: bool,
     metrics: Metrics,
 }
 
@@ -154,6 +159,7 @@ impl Authenticator {
             max_logins: auth.max_logins,
             used: Mutex::default(),
             session: auth.token_ttl.0,
+            sessions_per_connection: config.session.per_connection,
             metrics,
         })))
     }

@@ -35,7 +35,13 @@ impl Act {
             ["rollback" | "abort", rest @ ..] if only(rest) => Self::Rollback,
             ["savepoint", ..] | ["release", ..] | ["rollback", ..] => Self::Savepoint,
             ["set" | "reset" | "use", ..] => Self::Stays,
-            ["create", "temp" | "temporary", ..] | ["create", "or", "replace", "temp" | "temporary", ..] => Self::Stays,
+            ["create", "or", "replace", rest @ ..] | ["create", rest @ ..]
+                if matches!(rest, ["local" | "global", "temp" | "temporary", ..] | ["temp" | "temporary", ..]) =>
+            {
+                Self::Stays
+            }
+            // One that is called answers rows.
+            ["pragma", _, "=", ..] => Self::Stays,
             _ => Self::Plain,
         }
     }
@@ -99,6 +105,9 @@ mod tests {
             ("COMMIT; SELECT 1", Act::Plain),
             ("CREATE OR REPLACE TEMP TABLE t (i INT)", Act::Stays),
             ("create temporary view v as select 1", Act::Stays),
+            ("CREATE LOCAL TEMPORARY TABLE t (i INT)", Act::Stays),
+            ("PRAGMA default_null_order = 'nulls_last'", Act::Stays),
+            ("PRAGMA table_info('t')", Act::Plain),
             ("CREATE TABLE temp AS SELECT 1 AS temp", Act::Plain),
             ("CREATE TABLE permanent (i INT)", Act::Plain),
             ("USE other", Act::Stays),

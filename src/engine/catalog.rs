@@ -160,7 +160,12 @@ impl Engine {
                 kept.apply(shared, &settings)?;
                 let moved = moved || kept.moved;
                 let (in_transaction, sees) = (kept.in_transaction, kept.sees());
-                let plan = work(shared, kept.connection(shared)?, moved, in_transaction, sees)?;
+                let connection = kept.connection(shared)?;
+                let plan = work(shared, connection, moved, in_transaction, sees).inspect_err(|error| {
+                    if in_transaction && line::aborts(error) {
+                        line::abort(shared, connection);
+                    }
+                })?;
                 if in_transaction && plan.rows.is_some() {
                     // DuckDB plans in an aborted one all the same.
                     kept.is_sound(shared)?;

@@ -92,6 +92,10 @@ pub(super) struct Ends {
 pub(super) struct Kept {
     connection: Option<Connection>,
     pub(super) in_transaction: bool,
+    /// Whether the transaction, or the last one, cannot write.
+    reads_only: bool,
+    /// Whether the next statement begins a transaction like the last one, which a text has ended while its client has the name of it.
+    resumes: bool,
     /// Whether a statement has run in it.
     worked: bool,
     /// Why the open transaction can only be rolled back, where that was a cancellation.
@@ -360,18 +364,55 @@ impl Kept {
         }
     }
 
+    /// Begins a transaction.
+    fn begin(&mut self, shared: &Shared, reads_only: bool) -> Result<()> {
+        let sql = if reads_only { "BEGIN TRANSACTION READ ONLY" } else { "BEGIN TRANSACTION" };
+        shared.execute(self.connection(shared)?, sql)?;
+        (self.in_transaction, self.reads_only, self.worked) = (true, reads_only, false);
+        Ok(())
+    }
+
     /// Makes the settings those of the connection. Fails in a transaction that a cancellation has aborted.
     pub(super) fn apply(&mut self, shared: &Shared, settings: &Settings) -> Result<()> {
         if let Some(aborted) = &self.aborted {
             return Err(aborted.clone());
         }
         self.connection(shared)?;
+        if self.resumes && !self.in_transaction {
+            self.begin(shared, self.reads_only)?;
+        }
         if self.applied.of_connection() == settings.of_connection() {
             return Ok(());
         }
         apply(shared, self.connection(shared)?, settings)?;
         self.applied = settings.clone();
         Ok(())
+    }
+}
+
+/// How a transaction is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Commit,
+    Rollback,
+    /// By a text, while the client has the transaction's name: the next statement with that name begins another one.
+    CommitWithin,
+    RollbackWithin,
+}
+
+/// Aborts the connection's transaction, as DuckDB does with each error. Some it does not see: those of the parser, and of what
+/// was planned or bound by us.
+pub(super) fn abort(shared: &Shared, connection: &Connection) {
+    // That it fails is what it is for.
+    let _ = shared.execute(connection, "SELECT error('a statement before has failed')");
+}
+
+/// Whether DuckDB would have aborted the transaction in which it said so.
+pub(super) fn aborts(error: &Error) -> bool {
+    match error {
+        Error::Sql(_) | Error::NotFound(_) | Error::Exists(_) | Error::Constraint(_) | Error::Conflict(_) => true,
+        Error::Unsupported(message) => message.contains(" Error: "),
+        _ => false,
     }
 }
 
@@ -393,6 +434,8 @@ impl Engine {
             seat: Arc::new(tokio::sync::Mutex::new(Kept {
                 connection: None,
                 in_transaction: false,
+                reads_only: false,
+                resumes: false,
                 worked: false,
                 aborted: None,
                 applied: Settings::default(),
@@ -413,26 +456,44 @@ impl Engine {
         Line(ends)
     }
 
-    /// Begins a transaction on a line that has none; one that cannot write for whom may not.
-    pub async fn begin(&self, rights: &Arc<Rights>, line: &Line, read_only: bool) -> Result<()> {
+    /// Begins a transaction on a line that has none; one that cannot write for whom may not. One that the client's driver has
+    /// begun and in which nothing has run yet is the one that a text asks for (`begun_by_driver`).
+    pub async fn begin(&self, rights: &Arc<Rights>, line: &Line, read_only: bool, begun_by_driver: bool) -> Result<()> {
         let read_only = read_only || rights.role < Role::Writer;
         let sql = if read_only { "BEGIN TRANSACTION READ ONLY" } else { "BEGIN TRANSACTION" };
         self.turn(rights, line, sql, move |shared, kept| {
-            if kept.in_transaction {
-                return Err(Error::State("a transaction is open already; commit it or roll it back first".into()));
+            if !kept.in_transaction {
+                return kept.begin(shared, read_only);
             }
-            shared.execute(kept.connection(shared)?, sql)?;
-            (kept.in_transaction, kept.worked) = (true, false);
-            Ok(())
+            let is_fresh = !kept.worked && kept.aborted.is_none() && kept.is_sound(shared).is_ok();
+            if begun_by_driver && is_fresh {
+                if read_only == kept.reads_only {
+                    return Ok(());
+                }
+                shared.execute(kept.connection(shared)?, "ROLLBACK")?;
+                kept.in_transaction = false;
+                return kept.begin(shared, read_only);
+            }
+            abort(shared, kept.connection(shared)?);
+            Err(Error::State(
+                "cannot start a transaction within a transaction, and this one is aborted now, as every error aborts it; ROLLBACK it \
+                 first"
+                    .into(),
+            ))
         })
         .await
     }
 
     /// Ends the line's transaction. One that cannot be committed is rolled back.
-    pub async fn end(&self, rights: &Arc<Rights>, line: &Line, commit: bool) -> Result<()> {
+    pub async fn end(&self, rights: &Arc<Rights>, line: &Line, end: End) -> Result<()> {
+        let commit = matches!(end, End::Commit | End::CommitWithin);
         self.turn(rights, line, if commit { "COMMIT" } else { "ROLLBACK" }, move |shared, kept| {
+            let within = matches!(end, End::CommitWithin | End::RollbackWithin);
+            let resumes = std::mem::replace(&mut kept.resumes, within);
             if !kept.in_transaction {
-                return Err(Error::State("no transaction is open".into()));
+                // A text has ended it before its client's driver does.
+                let is_over = resumes && !within;
+                return if is_over { Ok(()) } else { Err(Error::State("no transaction is open".into())) };
             }
             kept.in_transaction = false;
             // Until it has ended.

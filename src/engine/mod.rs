@@ -77,13 +77,13 @@ pub use catalog::{Place as TablePlace, Plan, TableName, TablePage, literal, quot
 pub use files::FileFormat;
 pub use ingest::{Fingerprint, Mode, Staged, Target};
 pub use kept::KeptExchanger;
-pub use line::{Line, Settings};
+pub use line::{End, Line, Settings};
 pub use metadata::{KeyTable, ListedColumn, ListedTable, TABLE_TYPES, TableFilter, Vocabulary};
 pub use parameters::{Declared, Given};
 pub use plain::plain_types;
 pub use query::{Ask, status_row, status_schema};
 pub use restore::{Restored, restore};
-pub use script::Script;
+pub use script::{Part, Script, may_hold_several};
 pub use seen::{Kill, RunningStatement};
 pub use shape::{Reads, Shape};
 pub use stored::Misfit;

@@ -28,7 +28,7 @@ use super::{
     error::discreet,
     guard,
     joining::Joining,
-    line::{Line, Place, Settings},
+    line::{self, Line, Place, Settings},
     outlet::{Outlet, outlet},
     pool::{Cancel, CancelOnDrop, lock},
     rows::{self, Rows},
@@ -336,7 +336,12 @@ fn run(
             guard::check_names(&setup.rights, moves || place.is_moved() || setup.settings.moves_names())?;
             Ok((statement, moves))
         })
-        .inspect_err(|_| shared.identify(&answer.seen, connection, statement::class_of_text(connection, sql)))?;
+        .inspect_err(|error| {
+            if place.in_transaction() && line::aborts(error) {
+                line::abort(shared, connection);
+            }
+            shared.identify(&answer.seen, connection, statement::class_of_text(connection, sql));
+        })?;
     if answer.seen.is_audited() {
         answer.seen.binds(guard::bound(shared, connection, &statement, sql, place.sees()));
     }
@@ -388,9 +393,9 @@ fn run(
             let _ = shared.execute(connection, "ROLLBACK");
             Err(error)
         }
-        (None, Err(error)) if changes && answer.began && place.in_transaction() => {
-            // Where DuckDB has not done so: what failed may have changed something, and must not be committed.
-            let _ = shared.execute(connection, "SELECT error('a statement before has failed')");
+        // What failed may have changed something, and must not be committed.
+        (None, Err(error)) if place.in_transaction() && (line::aborts(&error) || (changes && answer.began)) => {
+            line::abort(shared, connection);
             Err(error)
         }
         (None, outcome) => outcome,

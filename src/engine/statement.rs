@@ -10,6 +10,20 @@ use crate::error::{Error, Result};
 
 /// Parses `sql`, which must hold exactly one statement that may run outside a session.
 pub(super) fn parse(shared: &Shared, connection: &Connection, sql: &str) -> Result<Statement<'static>> {
+    let parsed = parse_any(shared, connection, sql)?;
+    match kind(&parsed)? {
+        StatementType::Transaction => Err(Error::Unsupported(
+            "BEGIN, COMMIT and ROLLBACK need a session; here each statement is a transaction of its own".into(),
+        )),
+        StatementType::Prepare | StatementType::Execute => {
+            Err(Error::Unsupported("PREPARE and EXECUTE need a session; send the statement itself".into()))
+        }
+        _ => Ok(parsed),
+    }
+}
+
+/// Parses `sql`, which must hold exactly one statement.
+pub(super) fn parse_any(shared: &Shared, connection: &Connection, sql: &str) -> Result<Statement<'static>> {
     let mut statements = connection.parse(sql).map_err(|error| shared.cause(&error))?;
     let first = match statements.next() {
         None => return Err(Error::invalid("the SQL text holds no statement")),
@@ -19,15 +33,7 @@ pub(super) fn parse(shared: &Shared, connection: &Connection, sql: &str) -> Resu
         second.map_err(|error| shared.cause(&error))?;
         return Err(Error::invalid("the SQL text holds more than one statement; send one at a time"));
     }
-    match kind(&first)? {
-        StatementType::Transaction => Err(Error::Unsupported(
-            "BEGIN, COMMIT and ROLLBACK need a session; here each statement is a transaction of its own".into(),
-        )),
-        StatementType::Prepare | StatementType::Execute => {
-            Err(Error::Unsupported("PREPARE and EXECUTE need a session; send the statement itself".into()))
-        }
-        _ => Ok(first),
-    }
+    Ok(first)
 }
 
 /// What the text may be before DuckDB sees it.

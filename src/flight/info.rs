@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     auth::Identity,
-    engine::{Ask, Settings, TablePage, TablePlace, status_schema},
+    engine::{Act, Ask, Settings, TablePage, TablePlace, status_schema},
     error::{Error, Result},
     wire::schema_bytes,
 };
@@ -63,6 +63,9 @@ impl Flight {
 
     /// The columns of a text's rows, planned in the caller's session where there is one.
     async fn text_schema(&self, identity: &Identity, sql: &str) -> Result<SchemaRef> {
+        if matches!(Act::of(sql), Act::Begin { .. } | Act::Commit | Act::Rollback) && self.sessions.has_one(identity) {
+            return Ok(status_schema());
+        }
         let ask = Ask { sql: sql.to_string(), ..self.sessions.place(identity, None)? };
         Ok(self.engine.plan(&identity.rights, &ask).await?.rows.unwrap_or_else(status_schema))
     }

@@ -282,6 +282,9 @@ impl FlightService for Flight {
             _ => None,
         };
         let results = call.noting(self.action(&identity, &r#type, &body).await)?;
+        if cookie.is_some() {
+            self.sessions.mirror(&identity)?;
+        }
         let results = results.map(|result| result.map(arrow_flight::Result::new).map_err(Status::from));
         let mut response = Response::new(results.boxed());
         if let Some(cookie) = cookie {

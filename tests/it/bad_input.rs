@@ -76,7 +76,7 @@ async fn tickets() {
         ("not UTF-8", b"SELECT '\xff\xfe'".to_vec(), Code::InvalidArgument, "UTF-8"),
         ("NUL", b"SELECT 1\0".to_vec(), Code::InvalidArgument, "NUL"),
         ("long SQL", long.into_bytes(), Code::ResourceExhausted, "limits.sql_length"),
-        ("transaction", b"BEGIN".to_vec(), Code::Unimplemented, "session"),
+        ("no transaction", b"COMMIT".to_vec(), Code::FailedPrecondition, "no transaction"),
         ("Flight SQL's ticket that is none", any, Code::InvalidArgument, "TicketStatementQuery"),
         ("false ticket", b"mallard-ticket:a.b.c".to_vec(), Code::InvalidArgument, "not one of this server's"),
         (

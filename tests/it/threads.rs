@@ -45,7 +45,7 @@ fn process_without_threads() {
         }
         for close in [true, false] {
             let line = engine.line();
-            engine.begin(&rights, &line, false).await.unwrap();
+            engine.begin(&rights, &line, false, false).await.unwrap();
             if close {
                 line.close(Error::Cancelled);
             }

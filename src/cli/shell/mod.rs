@@ -6,6 +6,7 @@ mod show;
 
 use std::{
     io::{BufRead, IsTerminal},
+    path::PathBuf,
     process::ExitCode,
     time::Instant,
 };
@@ -15,7 +16,7 @@ use clap::Args;
 use super::{INTERRUPTED, connect::LoginArguments, files};
 use crate::{
     client::{Answered, Client},
-    engine::Engine,
+    engine::{Engine, Part, Script},
     error::{Error, Result},
     location::Location,
     printable::escaped_lines,
@@ -31,6 +32,9 @@ pub(super) struct Arguments {
     /// Run these statements and leave
     #[arg(short, long, value_name = "SQL")]
     command: Option<String>,
+    /// Run the statements of this file and leave
+    #[arg(short, long, value_name = "FILE", conflicts_with = "command")]
+    file: Option<PathBuf>,
     /// Format of the rows; .format changes it
     #[arg(long, value_enum, default_value = "table")]
     format: files::Format,
@@ -47,16 +51,24 @@ struct Shell {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<ExitCode> {
+    let script = match (&arguments.command, &arguments.file) {
+        (Some(text), _) => Some(text.clone()),
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path);
+            Some(text.map_err(|error| Error::Io(format!("{}: {error}", path.display())))?)
+        }
+        (None, None) => None,
+    };
     let mut client = arguments.login.connect(&arguments.uri).await?;
     client.open_session().await?;
-    let interactive = arguments.command.is_none() && std::io::stdin().is_terminal();
+    let interactive = script.is_none() && std::io::stdin().is_terminal();
     let mut shell = Shell {
         client,
         local: files::local().await?,
         shown: Shown::new(arguments.format, interactive),
         lines: interactive.then(Lines::open).transpose()?,
     };
-    let outcome = match &arguments.command {
+    let outcome = match &script {
         Some(text) => shell.script(text).await,
         None if interactive => shell.prompt().await,
         None => shell.input().await,
@@ -68,18 +80,21 @@ pub(super) async fn run(arguments: Arguments) -> Result<ExitCode> {
 }
 
 impl Shell {
-    /// Statements of an argument.
+    /// Statements of an argument or a file.
     async fn script(&mut self, text: &str) -> Result<ExitCode> {
-        let script = self.local.script(text).await?;
-        let last = script.unfinished.then_some(script.rest);
-        let whole = self.all(script.statements.iter().chain(&last)).await?;
+        let Script { mut statements, unfinished, .. } = self.local.script(text).await?;
+        statements.extend(unfinished);
+        let whole = self.all(&statements).await?;
         Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) })
     }
 
     /// Runs them one after the other; false where Ctrl-C has cancelled one.
-    async fn all(&mut self, statements: impl IntoIterator<Item = &String>) -> Result<bool> {
-        for sql in statements {
-            if !self.statement(sql).await? {
+    async fn all(&mut self, statements: &[Part]) -> Result<bool> {
+        let count = statements.len();
+        for (at, Part { sql, line }) in statements.iter().enumerate() {
+            let ran = self.statement(sql).await;
+            let ran = ran.map_err(|error| if count > 1 { error.of_statement(at + 1, count, *line) } else { error });
+            if !ran? {
                 return Ok(false);
             }
         }
@@ -166,7 +181,7 @@ impl Shell {
                 let done = text.len() - script.rest.len();
                 self.remember(text[..done].trim());
             }
-            text = if script.unfinished { script.rest } else { String::new() };
+            text = if script.unfinished.is_some() { script.rest } else { String::new() };
             match self.all(&script.statements).await {
                 Ok(true) => {}
                 Ok(false) => eprintln!("cancelled"),

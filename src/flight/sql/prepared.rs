@@ -38,6 +38,7 @@ impl Flight {
         request: ActionCreatePreparedStatementRequest,
     ) -> Result<ActionCreatePreparedStatementResult> {
         let transaction = named(request.transaction_id.as_deref())?;
+        self.check_one(identity, &request.query).await?;
         let (rows, parameters) = match Act::of(&request.query) {
             Act::Savepoint => return Err(super::statement::no_savepoints()),
             Act::Plain | Act::Stays => {

@@ -182,7 +182,13 @@ async fn cookie_is_a_session_where_there_is_no_login() {
     let (_, headers) = action(&mut client, "SetSessionOptions", body.clone(), &[]).await.unwrap();
     let cookie = headers.get("set-cookie").unwrap().to_str().unwrap().split(';').next().unwrap().to_string();
     assert!(cookie.starts_with("arrow_flight_session_id=") && cookie.len() > 40, "{cookie}");
-    assert_eq!(refused(client.execute("FROM t".into(), None).await).0, Code::NotFound, "without the cookie");
+    assert_eq!(
+        table(&mut client, "FROM t").await,
+        ["42"],
+        "a client that sends no cookies is in the connection's session"
+    );
+    let refusal = refused(server.sql().await.execute("FROM t".into(), None).await);
+    assert_eq!(refusal.0, Code::NotFound, "another connection");
     let mut with_cookie = server.sql().await;
     with_cookie.set_header("cookie", cookie.clone());
     assert_eq!(table(&mut with_cookie, "FROM t").await, ["42"]);

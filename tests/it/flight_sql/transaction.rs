@@ -133,7 +133,6 @@ async fn texts_begin_and_end_the_transaction_of_a_session() {
         ("SAVEPOINT a", Code::Unimplemented),
         ("RELEASE SAVEPOINT a", Code::Unimplemented),
         ("ROLLBACK TO SAVEPOINT a", Code::Unimplemented),
-        ("BEGIN; DROP TABLE t", Code::InvalidArgument),
     ] {
         let refusal = refused(client.execute_update(sql.into(), None).await);
         assert_eq!(refusal.0, code, "{sql}: {}", refusal.1);
@@ -145,12 +144,136 @@ async fn texts_begin_and_end_the_transaction_of_a_session() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn transaction_as_a_text_needs_a_session() {
-    let server = TestServer::start().await;
-    let mut client = server.sql().await;
-    for sql in ["BEGIN", "COMMIT", "CREATE TEMP TABLE t (i INTEGER)"] {
-        let (code, says) = refused(client.execute_update(sql.into(), None).await);
-        assert!(code == Code::FailedPrecondition && says.contains("session"), "{sql}: {code:?} {says}");
+    let mut config = test_config();
+    config.session.per_connection = false;
+    let (with_key, by_default) = (TestServer::with(config).await, TestServer::start().await);
+    // A connection that a proxy has passed the call on by may be several clients'.
+    let mut forwarded = by_default.sql().await;
+    forwarded.set_header("x-forwarded-for", "192.0.2.1");
+    for mut client in [with_key.sql().await, forwarded] {
+        for sql in ["BEGIN", "COMMIT", "CREATE TEMP TABLE t (i INTEGER)"] {
+            let (code, says) = refused(client.execute_update(sql.into(), None).await);
+            assert!(code == Code::FailedPrecondition && says.contains("session"), "{sql}: {code:?} {says}");
+        }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_is_the_session_of_a_client_without_a_login_and_ends_with_it() {
+    let server = TestServer::start().await;
+    let (mut client, mut other) = (server.sql().await, server.sql().await);
+    update(&mut client, "CREATE SCHEMA s").await;
+    update(&mut client, "CREATE TABLE s.t (i INTEGER)").await;
+    update(&mut client, "USE s").await;
+    update(&mut client, "SET VARIABLE x = 41").await;
+    update(&mut client, "CREATE TEMP TABLE mine AS SELECT 1 AS i").await;
+    assert_eq!(table(&mut client, "SELECT current_schema(), getvariable('x') + i FROM mine").await, ["s|42"]);
+    for sql in ["FROM mine", "FROM t"] {
+        assert_eq!(refused(other.execute(sql.into(), None).await).0, Code::NotFound, "{sql}");
+    }
+    update(&mut client, "BEGIN").await;
+    update(&mut client, "INSERT INTO t VALUES (1)").await;
+    assert_eq!(table(&mut other, "SELECT count(*) FROM s.t").await, ["0"]);
+    update(&mut client, "COMMIT").await;
+    assert_eq!(table(&mut other, "SELECT count(*) FROM s.t").await, ["1"]);
+    // What a transaction that a driver began leaves in its session outlives it, as with autocommit off.
+    let transaction = other.begin_transaction().await.unwrap();
+    table_in(&mut other, "CREATE TEMP TABLE kept AS SELECT 7 AS i", Some(&transaction)).await;
+    other.end_transaction(transaction, EndTransaction::Commit).await.unwrap();
+    let transaction = other.begin_transaction().await.unwrap();
+    assert_eq!(table_in(&mut other, "FROM kept", Some(&transaction)).await, ["7"]);
+    other.end_transaction(transaction, EndTransaction::Rollback).await.unwrap();
+    assert_eq!(table(&mut other, "FROM kept").await, ["7"]);
+    assert_eq!(server.metric("mallard_client_sessions").await, 2.0);
+    update(&mut client, "BEGIN").await;
+    update(&mut client, "DELETE FROM t").await;
+    drop((client, other));
+    until("nothing is left", || async {
+        server.metric("mallard_client_sessions").await + server.metric("mallard_transactions_open").await == 0.0
+    })
+    .await;
+    assert_eq!(table(&mut server.sql().await, "SELECT count(*) FROM s.t").await, ["1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_end_a_transaction_that_a_driver_began_and_its_handle_stays_good() {
+    let server = TestServer::start().await;
+    let (mut client, mut other) = (server.sql().await, server.sql().await);
+    update(&mut client, "CREATE TABLE t (i INTEGER)").await;
+    let handle = client.begin_transaction().await.unwrap();
+    let run = async |client: &mut super::Sql, sql: &str| client.execute_update(sql.into(), Some(handle.clone())).await;
+    // Nothing has run yet: it is the one that the text asks for.
+    run(&mut client, "BEGIN").await.unwrap();
+    run(&mut client, "INSERT INTO t VALUES (1)").await.unwrap();
+    run(&mut client, "COMMIT").await.unwrap();
+    assert_eq!(table(&mut other, "FROM t").await, ["1"]);
+    assert_eq!(refused(run(&mut client, "COMMIT").await).0, Code::FailedPrecondition);
+    run(&mut client, "BEGIN").await.unwrap();
+    run(&mut client, "INSERT INTO t VALUES (2)").await.unwrap();
+    run(&mut client, "ROLLBACK").await.unwrap();
+    // What comes next is in another transaction, and the driver ends it.
+    run(&mut client, "INSERT INTO t VALUES (3)").await.unwrap();
+    assert_eq!(table(&mut other, "FROM t").await, ["1"]);
+    client.end_transaction(handle.clone(), EndTransaction::Commit).await.unwrap();
+    assert_eq!(table(&mut other, "FROM t ORDER BY i").await, ["1", "3"]);
+    // The driver ends what a text has ended already.
+    for end in [EndTransaction::Commit, EndTransaction::Rollback] {
+        let handle = client.begin_transaction().await.unwrap();
+        client.execute_update("COMMIT".into(), Some(handle.clone())).await.unwrap();
+        client.end_transaction(handle, end).await.unwrap();
+    }
+    // DuckDB aborts a transaction in which another one is begun, as with every error of its own.
+    for wrong in [
+        "BEGIN",
+        "SELEC",
+        "SELECT nope",
+        "FROM nope",
+        "SELECT 'x'::INTEGER",
+        "DROP TABLE nope",
+        "CREATE TABLE t (i INT)",
+    ] {
+        let handle = client.begin_transaction().await.unwrap();
+        client.execute_update("INSERT INTO t VALUES (4)".into(), Some(handle.clone())).await.unwrap();
+        refused(client.execute_update(wrong.into(), Some(handle.clone())).await);
+        let (code, says) =
+            refused(client.execute_update("INSERT INTO t VALUES (5)".into(), Some(handle.clone())).await);
+        assert!(code == Code::FailedPrecondition && says.contains("ROLLBACK"), "{wrong}: {code:?} {says}");
+        client.end_transaction(handle, EndTransaction::Rollback).await.unwrap();
+    }
+    assert_eq!(table(&mut other, "SELECT count(*) FROM t").await, ["2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_statements_in_one_text_run_in_order_and_an_error_says_which() {
+    let mut config = test_config();
+    config.limits.statements_per_text = 5;
+    let server = TestServer::with(config).await;
+    let mut client = server.sql().await;
+    let text = "CREATE TABLE t (s VARCHAR); -- a; comment\nINSERT INTO t VALUES ('a;b');\n\nSELECT s FROM t;;";
+    assert_eq!(table(&mut client, text).await, ["a;b"]);
+    assert_eq!(update(&mut client, "INSERT INTO t VALUES ('c'); UPDATE t SET s = 'd'").await, 2);
+    assert_eq!(
+        table(&mut client, "BEGIN; DELETE FROM t; ROLLBACK; CREATE TEMP TABLE u AS FROM t; SELECT count(*) FROM u")
+            .await,
+        ["2"]
+    );
+    // Those before it are done, those behind it are not.
+    let wrong = "INSERT INTO t VALUES ('e');\nINSERT INTO t VALUES ('f');\n\n  SELECT nope\nFROM t;\nDELETE FROM t";
+    let (code, says) = refused(client.execute_update(wrong.into(), None).await);
+    assert!(
+        code == Code::InvalidArgument && says.starts_with("statement 3 of 4, line 4: ") && says.contains("LINE 4:"),
+        "{says}"
+    );
+    assert_eq!(table(&mut client, "SELECT count(*) FROM t").await, ["4"]);
+    // Nothing runs of a text that does not parse, that holds too many, or where one is planned or prepared.
+    let (code, says) = refused(client.execute("DELETE FROM t; SELEC 1".into(), None).await);
+    assert!(code == Code::InvalidArgument && says.starts_with("statement 2 of 2, line 1: "), "{says}");
+    let (code, says) =
+        refused(client.execute("DELETE FROM t; 2; 3; 4; 5; 6".replace("; ", "; SELECT ").into(), None).await);
+    assert!(code == Code::ResourceExhausted && says.contains("limits.statements_per_text"), "{says}");
+    let (_, says) = refused(client.prepare("DELETE FROM t; SELECT 1".into(), None).await);
+    assert!(says.contains("more than one statement"), "{says}");
+    assert_eq!(table(&mut client, "SELECT count(*) FROM t").await, ["4"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
