@@ -337,7 +337,7 @@ fn run(
             Ok((statement, moves))
         })
         .inspect_err(|error| {
-            if place.in_transaction() && line::aborts(error) {
+            if place.in_transaction() && line::aborts(error) && cancel.check().is_ok() {
                 line::abort(shared, connection);
             }
             shared.identify(&answer.seen, connection, statement::class_of_text(connection, sql));
@@ -394,7 +394,11 @@ fn run(
             Err(error)
         }
         // What failed may have changed something, and must not be committed.
-        (None, Err(error)) if place.in_transaction() && (line::aborts(&error) || (changes && answer.began)) => {
+        // A read that its client has left is no error.
+        (None, Err(error))
+            if place.in_transaction()
+                && ((line::aborts(&error) && cancel.check().is_ok()) || (changes && answer.began)) =>
+        {
             line::abort(shared, connection);
             Err(error)
         }
