@@ -346,7 +346,7 @@ fn check_words(
                 && tokens.get(at + 3).is_some_and(|next| next.text.starts_with(')'));
             // The aggregate of a table function's name.
             let aggregates = functions::is_aggregate(shared, &name) && !is_in_from(&tokens[..at]);
-            if !compares && !reads && !(aggregates && is_narrow(rights)) {
+            if !(compares || reads || aggregates && is_narrow(rights)) {
                 let checked = functions::check_call(shared, &name, rights);
                 if checked.is_err() && is_called(connection, sql, tokens, at) {
                     return checked;
