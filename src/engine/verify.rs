@@ -310,7 +310,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::{engine::Engine, telemetry::Metrics};
+    use crate::{
+        engine::{Engine, failing},
+        telemetry::Metrics,
+    };
 
     #[test]
     fn stored_values_that_their_type_does_not_have_are_found_by_table_column_and_row() {
@@ -379,10 +382,10 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let mut config = Config::default();
         config.database.path = directory.path().join("fatal.duckdb").to_string_lossy().into_owned();
-        config.database.debug.push(("fatal_function".into(), "fail".into()));
         let engine = Engine::open(&config, Metrics::unregistered()).expect("it opens");
         engine.close(std::time::Duration::from_secs(5));
         let mut reader = Reader::open(config.database).expect("it opens");
+        failing::register(reader.connection().expect("it is open"), "fail").expect("the function is registered");
         let fatal = "SELECT fail(range)::VARCHAR FROM range(1)";
         let tables = "SELECT count(*)::VARCHAR FROM duckdb_tables()";
         reader.rows(fatal).expect_err("an assertion of DuckDB's fails");
