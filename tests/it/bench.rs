@@ -115,12 +115,12 @@ async fn what_cannot_be_measured_is_told_with_its_exit_code() {
 async fn tables_are_dropped_after_an_error() {
     let (one, full) = (TestServer::start().await, {
         let mut config = test_config();
-        config.database.memory_limit = Some(mallard::config::Size::mib(16));
+        config.database.memory_limit = Some(mallard::config::Size::mib(12));
         config.database.max_temp_size = Some(mallard::config::Size::mib(1));
         TestServer::with(config).await
     });
     let (first, second) = (one.uri(), full.uri());
-    let asked = [&first, &second, "--operation", "get,relay", "--rows", "3000000", "--rounds", "1", "--format", "json"];
+    let asked = [&first, &second, "--operation", "get,relay", "--rows", "6000000", "--rounds", "1", "--format", "json"];
     let done = bench(&asked, &[]).await;
     assert!(!done.status.success());
     let said: Value = serde_json::from_slice(&done.stdout).unwrap();

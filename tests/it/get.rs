@@ -294,11 +294,12 @@ async fn two_hundred_concurrent_queries_are_answered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_a_statement_leaves_behind_meets_another() {
     let server = TestServer::start().await;
-    let client = server.client().await;
+    // Without a login the connection is the session: what stays there is seen by nobody else.
+    let (client, other) = (server.client().await, server.client().await);
     run(&client, "CREATE TEMP TABLE mine AS SELECT 1").await;
-    assert_eq!(client.query("FROM mine").await.err().expect("another connection").code(), Code::NotFound);
+    assert_eq!(other.query("FROM mine").await.err().expect("another connection").code(), Code::NotFound);
     run(&client, "SET VARIABLE secret = 'x'").await;
-    assert_eq!(row(&client, "SELECT getvariable('secret') IS NULL").await, ["true"]);
+    assert_eq!(row(&other, "SELECT getvariable('secret') IS NULL").await, ["true"]);
 }
 
 /// With a login there is a session, and what a text changes stays in it: for plain Flight as for Flight SQL.
