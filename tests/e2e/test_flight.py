@@ -46,7 +46,9 @@ def test_statements_without_rows_run_once_and_say_what_changed(server, table):
 
 def test_every_type_makes_the_round_trip(server, table):
     with server.client() as client:
-        sent = client.do_get(flight.Ticket(b"SELECT * FROM test_all_types()")).read_all()
+        # Plainly, as clients get types that do not ask, the extremes of HUGEINT would not fit.
+        lossless = flight.FlightCallOptions(headers=[(b"x-mallard-types", b"lossless")])
+        sent = client.do_get(flight.Ticket(b"SELECT * FROM test_all_types()"), lossless).read_all()
     server.put(table, sent)
     types = "SELECT column_name, column_type FROM (DESCRIBE {})"
     assert server.query(types.format(table)) == server.query(types.format("FROM test_all_types()"))

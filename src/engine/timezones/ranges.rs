@@ -1,4 +1,5 @@
-//! `range` and `generate_series` over instants, as lists and as tables, and the tables of zones and calendars.
+//! `range` and `generate_series` over instants, as lists, and the tables of zones and calendars. As tables they cannot be had
+//! through the C API: a table function beside DuckDB's own of the same name, which takes columns, keeps that one from being bound.
 
 use std::sync::{
     Arc,
@@ -11,8 +12,7 @@ use duckdb::{
     connection::{Connection, Context},
     data_chunk::{DataChunkRef, VectorCollection},
     error::DuckDBError,
-    logical_type::LogicalType,
-    signature::{FunctionParameter, SignatureBuilder},
+    signature::SignatureBuilder,
     table_function::{
         BindFunctionHandle, ExecColumnInfo, InitColumnData, TableFunctionBuilder, TableFunctionCallbacks,
     },
@@ -23,7 +23,7 @@ use duckdb::{
 use super::{
     calendar::is_finite,
     error,
-    scalar::{Registry, Rows, Worker, type_named},
+    scalar::{Registry, Rows, Worker},
     settings::CALENDARS,
     zone::{Clock, Zones},
 };
@@ -34,33 +34,12 @@ const LONGEST: usize = 1 << 24;
 /// Rows of DuckDB's vectors.
 const VECTOR: usize = 2048;
 
-/// The instants from a start to an end, which is one of them or not.
-#[derive(Clone, Copy)]
-struct Series {
-    next: i64,
-    end: i64,
-    step: IntervalValue,
-    inclusive: bool,
-    up: bool,
-}
-
-impl Series {
-    fn has_next(&self) -> bool {
-        match (self.up, self.inclusive) {
-            (true, true) => self.next <= self.end,
-            (true, false) => self.next < self.end,
-            (false, true) => self.next >= self.end,
-            (false, false) => self.next > self.end,
-        }
-    }
-}
-
 fn signs(step: &IntervalValue) -> (bool, bool) {
     let IntervalValue { months, days, micros } = *step;
     (months > 0 || days > 0 || micros > 0, months < 0 || days < 0 || micros < 0)
 }
 
-/// As a list.
+/// The instants from a start to an end, which is one of them or not.
 struct Lists {
     inclusive: bool,
 }
@@ -85,15 +64,19 @@ impl Lists {
         if up && down {
             return invalid("Interval with mix of negative/positive entries not supported");
         }
-        let mut series = Series { next: start, end, step, inclusive: self.inclusive, up };
-        while series.has_next() {
-            into.push(Some(TimestampTzValue(series.next)));
+        let mut next = start;
+        let has_next = |next: i64| {
+            let within = if up { next < end } else { next > end };
+            within || self.inclusive && next == end
+        };
+        while has_next(next) {
+            into.push(Some(TimestampTzValue(next)));
             if into.len() > LONGEST {
                 return invalid(
-                    "lists of instants have more than 16777216 elements; use the table function of the same name",
+                    "lists of instants have more than 16777216 elements; take a longer step or fewer rows at once",
                 );
             }
-            series.next = clock.plus(series.next, step)?;
+            next = clock.plus(next, step)?;
         }
         Ok(())
     }
@@ -129,94 +112,6 @@ impl Rows for Lists {
                 List(list.to_vec())
             });
             writer.set(row, list)?;
-        }
-        Ok(())
-    }
-}
-
-/// As a table.
-struct Table {
-    name: &'static str,
-    inclusive: bool,
-    zones: Arc<Zones>,
-}
-
-/// Where a table's series is.
-struct Position(std::sync::Mutex<(Series, Clock)>);
-
-impl TableFunctionCallbacks for Table {
-    type BindData = Option<Series>;
-    type GlobalState = Position;
-    type LocalState = ();
-
-    fn bind(
-        &self,
-        context: &Context,
-        arguments: Vec<BindArgument>,
-        bind: BindFunctionHandle<'_>,
-    ) -> Result<Option<Series>> {
-        bind.add_result_column(self.name, &LogicalType::from_text(context, TSTZ)?)?;
-        let binder = |message: &str| error(DuckDBError::QueryBinder, message);
-        let constant = || {
-            binder(
-                "the bounds of a table of instants must be constants; unnest the list function of the same name instead",
-            )
-        };
-        let value = |at: usize| arguments.get(at).and_then(|argument| argument.value.as_ref()).ok_or_else(constant);
-        let bound = |at: usize| Ok(value(at)?.get::<TimestampTzValue>()?.map(|instant| instant.0));
-        let (start, end): (Option<i64>, Option<i64>) = (bound(0)?, bound(1)?);
-        let (Some(start), Some(end), Some(step)) = (start, end, value(2)?.get::<IntervalValue>()?) else {
-            return Ok(None);
-        };
-        let (up, down) = signs(&step);
-        let refused = if !is_finite(start) || !is_finite(end) {
-            Some("RANGE with infinite bounds is not supported")
-        } else if !up && !down {
-            Some("interval cannot be 0!")
-        } else if up && down {
-            Some("RANGE with composite interval that has mixed signs is not supported")
-        } else {
-            None
-        };
-        match refused {
-            Some(message) => Err(binder(message)),
-            None => Ok(Some(Series { next: start, end, step, inclusive: self.inclusive, up })),
-        }
-    }
-
-    fn init_global_state(
-        &self,
-        bound: &Option<Series>,
-        context: &Context,
-        _columns: InitColumnData<'_>,
-    ) -> Result<(Option<Position>, Option<usize>)> {
-        let clock = self.zones.of_session(context)?;
-        Ok((bound.map(|series| Position((series, clock).into())), Some(1)))
-    }
-
-    fn exec(
-        &self,
-        _bound: &Option<Series>,
-        position: Option<&Position>,
-        _local: Option<&mut ()>,
-        _context: &Context,
-        mut output: DataChunkRef<'_>,
-        _columns: ExecColumnInfo<'_>,
-    ) -> Result<()> {
-        let mut rows = Vec::new();
-        if let Some(Position(position)) = position {
-            let mut position = super::super::pool::lock(position);
-            let (series, clock) = &mut *position;
-            while rows.len() < VECTOR && series.has_next() {
-                rows.push(series.next);
-                series.next = clock.plus(series.next, series.step)?;
-            }
-        }
-        let mut vector = output.get_vector_at_mut::<TimestampTzValue>(0)?;
-        vector.set_size(rows.len())?;
-        let mut writer = vector.writer()?;
-        for (row, instant) in rows.into_iter().enumerate() {
-            writer.set(row, Some(TimestampTzValue(instant)))?;
         }
         Ok(())
     }
@@ -304,13 +199,6 @@ pub(super) fn register(connection: &Connection, zones: &Arc<Zones>) -> Result<()
     let registry = Registry { connection, zones };
     for (name, inclusive) in [("range", false), ("generate_series", true)] {
         registry.add(name, &[TSTZ, TSTZ, "INTERVAL"], &format!("{TSTZ}[]"), Lists { inclusive })?;
-        let mut signature = SignatureBuilder::new();
-        for (parameter, logical_type) in [("start", TSTZ), ("end", TSTZ), ("step", "INTERVAL")] {
-            let logical_type = type_named(connection, logical_type)?;
-            signature = signature.param(FunctionParameter::with_type(parameter, logical_type));
-        }
-        TableFunctionBuilder::new(name, signature, Table { name, inclusive, zones: zones.clone() })
-            .register(connection)?;
     }
     TableFunctionBuilder::new("pg_timezone_names", SignatureBuilder::new(), Names::Zones(zones.clone()))
         .register(connection)?;

@@ -292,7 +292,7 @@ def errors(stage):
         refused(lambda: cursor.execute("SELEC 1"), "syntax error")
         refused(lambda: cursor.execute("SELECT missing_column"), "missing_column")
         refused(lambda: cursor.execute("FROM missing_table"), "missing_table", "not found")
-        refused(lambda: cursor.execute("SELECT 1; SELECT 2"), "one statement")
+        refused(lambda: cursor.execute("SELECT 1; SELEC 2"), "statement 2 of 2")
         cursor.execute(f"INSERT INTO {t} VALUES (1)")
         refused(lambda: cursor.execute(f"INSERT INTO {t} VALUES (1)"), "constraint")
         refused(lambda: cursor.execute("SELECT 'x'::INTEGER").fetchall(), "convert")

@@ -61,18 +61,24 @@ TAIL = """\
   says of TABLE_EXISTS_OPTION_REPLACE: keys, defaults, indexes and comments go with it. To keep them, empty the table and append in one
   transaction, or let `mallard transfer --mode replace` bring the rows.
 - **dbt**: dbt-gizmosql 1.11.16, an adapter for DuckDB behind Flight SQL, builds seeds, tables, views, incremental models, tests and
-  snapshots here (`tests/e2e/clients/tools.sh`). It wants `duckdb` 2.0 beside it for its seeds. A second run of a snapshot sends several
-  statements in one text, which are refused.
+  snapshots here (`tests/e2e/clients/tools.sh`). It wants `duckdb` 2.0 beside it for its seeds. A second run of a snapshot was
+  refused when texts of several statements were, and was not tried since.
 - **SQLAlchemy 2**: sqlalchemy-adbc 0.3.0 queries, inserts, reflects columns and carries pandas, with a login and without (the same
   script); the login is written `adbc+flightsql://localhost:8815?tls=false&username=alice&password=…`, because the driver takes the
   password of a URL for a bearer token. Its list of tables is empty: it looks for the type `table` in small letters, as SQLite has it,
   and Flight SQL's is `TABLE`.
 - **ibis-gizmosql 1.0.4** says `SET TimeZone` when it connects, and **sqlalchemy-gizmosql-adbc-dialect 0.0.27** says `BEGIN` in the
-  transaction that its driver has begun; both were tried, and get no further where the server refuses that.
+  transaction that its driver has begun; both were tried while the server refused that, and not since.
 - **ODBC**: its driver is not in a registry that the tests reach, so it is not in the table.
 - **Go, C, R**: the ADBC driver in the table is the one they use, with the same options.
-- Without a login there is no session: `BEGIN`, `SET`, `USE` and session options want a user, or a client that keeps cookies
-  (ADBC: `adbc.flight.sql.rpc.with_cookie_middleware`).
+- Without a login, a client's connection is its session for `BEGIN`, `SET`, `USE`, temporary tables and session options, and they end
+  with the connection. A client that sends the server's cookie has the cookie's session instead (ADBC:
+  `adbc.flight.sql.rpc.with_cookie_middleware`). Where a proxy passes calls on (headers `forwarded`, `x-forwarded-for`, `via`), and with
+  `session.per_connection = false`, only a login or a cookie is a session.
+- A text of Flight SQL's statements (`mallard sql -f FILE`, too) may hold several statements, at most `limits.statements_per_text` for
+  Flight SQL. They run in order, each checked right before it runs, and each in its own transaction unless one is open; the last one's
+  result is the answer. An error says which statement failed, and those before it stay done. Prepared statements and plain
+  tickets hold one.
 
 Types: [types.md](types.md). Names are compared without regard to case, as in DuckDB; in the patterns of metadata calls
 `%` and `_` are wildcards and `\\\\` escapes them. Metadata lists what the caller may read and nothing else.
