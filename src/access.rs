@@ -106,25 +106,64 @@ impl FromStr for Role {
     }
 }
 
-/// Patterns of names: `schema.table` with `*` and `?` in both parts; without a dot, tables of the schema `main`.
+/// Patterns of names: `schema.table` or `catalog.schema.table` with `*` and `?` in all parts; without a dot, tables of the
+/// schema `main`. Without a catalog, they are tables of the served database. `*` alone is everything everywhere.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub struct Patterns(Vec<(String, String)>);
+pub struct Patterns(Vec<Pattern>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Pattern {
+    /// None of the served database.
+    catalog: Option<String>,
+    schema: String,
+    table: String,
+}
+
+impl Pattern {
+    fn new(pattern: &str) -> Self {
+        let pattern = fold(pattern);
+        if pattern == "*" {
+            return Self { catalog: Some("*".into()), schema: "*".into(), table: "*".into() };
+        }
+        match parts(&pattern).as_slice() {
+            [table] => Self { catalog: None, schema: "main".into(), table: table.clone() },
+            [schema, table] => Self { catalog: None, schema: schema.clone(), table: table.clone() },
+            [catalog, schema, table] => {
+                Self { catalog: Some(catalog.clone()), schema: schema.clone(), table: table.clone() }
+            }
+            // No table has such a name.
+            _ => Self { catalog: None, schema: String::new(), table: String::new() },
+        }
+    }
+
+    fn is_of(&self, catalog: &str, served: &str) -> bool {
+        match &self.catalog {
+            None => catalog == served,
+            Some(pattern) => is_like(pattern, catalog),
+        }
+    }
+}
+
+/// The parts of a pattern: dots within double quotes are plain.
+fn parts(pattern: &str) -> Vec<String> {
+    let (mut parts, mut quoted) = (vec![String::new()], false);
+    for character in pattern.chars() {
+        match character {
+            '"' => quoted = !quoted,
+            '.' if !quoted => parts.push(String::new()),
+            other => parts.last_mut().expect("never empty").push(other),
+        }
+    }
+    parts
+}
 
 impl Patterns {
     pub fn all() -> Self {
-        Self(vec![("*".into(), "*".into())])
+        Self(vec![Pattern::new("*")])
     }
 
     pub fn new<'a>(patterns: impl IntoIterator<Item = &'a String>) -> Self {
-        let patterns = patterns.into_iter().map(|pattern| {
-            let pattern = fold(pattern);
-            match pattern.split_once('.') {
-                Some((schema, table)) => (schema.to_string(), table.to_string()),
-                None if pattern == "*" => ("*".into(), pattern),
-                None => ("main".into(), pattern),
-            }
-        });
-        Self(patterns.collect())
+        Self(patterns.into_iter().map(|pattern| Pattern::new(pattern)).collect())
     }
 
     fn and(mut self, other: Self) -> Self {
@@ -133,23 +172,36 @@ impl Patterns {
     }
 
     pub fn is_all(&self) -> bool {
-        self.0.iter().any(|(schema, table)| schema == "*" && table == "*")
+        let any = |pattern: &str| pattern == "*";
+        self.0.iter().any(|one| one.catalog.as_deref().is_some_and(any) && any(&one.schema) && any(&one.table))
+    }
+
+    /// Where there is no other catalog, every table of the served one is every table.
+    fn of_one_catalog(mut self) -> Self {
+        for one in &mut self.0 {
+            if one.catalog.is_none() && one.schema == "*" && one.table == "*" {
+                one.catalog = Some("*".into());
+            }
+        }
+        self
     }
 
     /// Whether some table of that schema may match.
-    fn reaches(&self, schema: &str) -> bool {
+    fn reaches(&self, catalog: &str, schema: &str, served: &str) -> bool {
         let schema = fold(schema);
-        self.0.iter().any(|(of_schema, of_table)| !of_table.is_empty() && is_like(of_schema, &schema))
+        self.0.iter().any(|one| !one.table.is_empty() && one.is_of(catalog, served) && is_like(&one.schema, &schema))
     }
 
-    fn matches(&self, schema: &str, table: &str) -> bool {
+    fn matches(&self, catalog: &str, schema: &str, table: &str, served: &str) -> bool {
         let (schema, table) = (fold(schema), fold(table));
-        self.0.iter().any(|(of_schema, of_table)| is_like(of_schema, &schema) && is_like(of_table, &table))
+        self.0
+            .iter()
+            .any(|one| one.is_of(catalog, served) && is_like(&one.schema, &schema) && is_like(&one.table, &table))
     }
 }
 
 /// Whether `text` is what `pattern` says, in which `*` is any run of characters and `?` any one.
-fn is_like(pattern: &str, text: &str) -> bool {
+pub fn is_like(pattern: &str, text: &str) -> bool {
     let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
     let (mut p, mut t) = (0, 0);
     // The last `*`, and how much of the text it stands for: tried again with one more where the rest does not fit.
@@ -212,6 +264,8 @@ pub struct Rights {
     pub role_name: String,
     grants: Grants,
     exchangers: Patterns,
+    /// The name of the served database's catalog, folded.
+    served: Arc<str>,
     pub allowance: Allowance,
     /// Where there is an audit log.
     pub origin: Option<Origin>,
@@ -241,6 +295,7 @@ impl Rights {
             role_name: Role::Admin.word().into(),
             grants: Grants { role: Role::Admin, read: Patterns::all(), write: Patterns::all() },
             exchangers: Patterns::all(),
+            served: "".into(),
             allowance: Allowance::default(),
             origin: None,
         })
@@ -258,18 +313,28 @@ impl Rights {
         &self.grants
     }
 
-    pub fn may_read(&self, schema: &str, table: &str) -> bool {
-        !is_own_schema(schema) && (self.grants.read.matches(schema, table) || self.may_write(schema, table))
+    /// A table of this catalog; `None` is the served database's.
+    pub fn may_read(&self, catalog: Option<&str>, schema: &str, table: &str) -> bool {
+        !is_own_schema(schema)
+            && (self.grants.read.matches(&self.catalog(catalog), schema, table, &self.served)
+                || self.may_write(catalog, schema, table))
     }
 
-    pub fn may_write(&self, schema: &str, table: &str) -> bool {
-        !is_own_schema(schema) && self.role >= Role::Writer && self.grants.write.matches(schema, table)
+    pub fn may_write(&self, catalog: Option<&str>, schema: &str, table: &str) -> bool {
+        !is_own_schema(schema)
+            && self.role >= Role::Writer
+            && self.grants.write.matches(&self.catalog(catalog), schema, table, &self.served)
     }
 
     /// Whether there may be a table in that schema that they may read.
-    pub fn sees_schema(&self, schema: &str) -> bool {
+    pub fn sees_schema(&self, catalog: Option<&str>, schema: &str) -> bool {
+        let reaches = |patterns: &Patterns| patterns.reaches(&self.catalog(catalog), schema, &self.served);
         !is_own_schema(schema)
-            && (self.grants.read.reaches(schema) || (self.role >= Role::Writer && self.grants.write.reaches(schema)))
+            && (reaches(&self.grants.read) || (self.role >= Role::Writer && reaches(&self.grants.write)))
+    }
+
+    fn catalog(&self, catalog: Option<&str>) -> String {
+        catalog.map_or_else(|| self.served.to_string(), fold)
     }
 
     /// Whether there is no table that they may not read.
@@ -282,7 +347,7 @@ impl Rights {
     }
 
     pub fn may_exchange(&self, name: &str) -> bool {
-        self.exchangers.matches("main", name)
+        self.exchangers.matches(&self.served, "main", name, &self.served)
     }
 
     /// An error that names who may not do `what`, unless their role is `least` or higher.
@@ -304,11 +369,21 @@ impl Rights {
 pub struct Roles {
     named: BTreeMap<String, config::RoleSettings>,
     default: String,
+    /// The name of the served database's catalog, folded.
+    served: Arc<str>,
+    /// Whether there may be other catalogs beside it.
+    beside: bool,
 }
 
 impl Roles {
     pub fn new(config: &config::Auth) -> Self {
-        Self { named: config.roles.clone(), default: config.default_role.clone() }
+        let served = config::Database::default().catalog();
+        Self { named: config.roles.clone(), default: config.default_role.clone(), served: served.into(), beside: false }
+    }
+
+    /// The same for tables of this database and of those that are attached to it.
+    pub fn on(self, database: &config::Database) -> Self {
+        Self { served: fold(&database.catalog()).into(), beside: database.may_have_catalogs(), ..self }
     }
 
     pub fn exists(&self, name: &str) -> bool {
@@ -337,6 +412,7 @@ impl Roles {
             })?,
         };
         let patterns = |given: &Option<Vec<String>>| given.as_ref().map_or_else(Patterns::all, Patterns::new);
+        let of_catalogs = |patterns: Patterns| if self.beside { patterns } else { patterns.of_one_catalog() };
         Ok(Arc::new(Rights {
             user: user.into(),
             issuer: Issuer::Users,
@@ -344,10 +420,11 @@ impl Roles {
             role_name: name.into(),
             grants: Grants {
                 role: base,
-                read: patterns(&settings.read).and(Patterns::new(read)),
-                write: patterns(&settings.write).and(Patterns::new(write)),
+                read: of_catalogs(patterns(&settings.read).and(Patterns::new(read))),
+                write: of_catalogs(patterns(&settings.write).and(Patterns::new(write))),
             },
             exchangers: patterns(&settings.exchangers),
+            served: self.served.clone(),
             allowance: settings.allowance,
             origin: None,
         }))
@@ -375,13 +452,41 @@ mod tests {
             ("sales*.order?", "sales2", "orders", true),
             ("sales.*a*b", "sales", "xxaxxb", true),
             ("sales.*a*b", "sales", "xxbxxa", false),
-            ("main.a.b", "main", "a.b", true),
+            ("main.\"a.b\"", "main", "a.b", true),
+            ("main.a.b", "main", "a.b", false),
+            ("m.main.b", "main", "b", true),
+            ("?.*.b", "main", "b", true),
+            ("lake.main.b", "main", "b", false),
+            ("a.b.c.d", "c", "d", false),
             ("", "main", "", true),
             ("", "main", "t", false),
         ] {
             let patterns = Patterns::new([&pattern.to_string()]);
-            assert_eq!(patterns.matches(schema, table), expected, "{pattern} for {schema}.{table}");
+            assert_eq!(patterns.matches("m", schema, table, "m"), expected, "{pattern} for {schema}.{table}");
         }
+    }
+
+    #[test]
+    fn patterns_without_a_catalog_are_of_the_served_database() {
+        for (pattern, catalog, expected) in [
+            ("*", "lake", true),
+            ("*.*.*", "lake", true),
+            ("*.*", "lake", false),
+            ("*.*", "m", true),
+            ("t", "lake", false),
+            ("main.t", "lake", false),
+            ("lake.main.t", "lake", true),
+            ("LAKE.*.*", "lake", true),
+            ("l*.main.t", "lake", true),
+            ("other.main.t", "lake", false),
+        ] {
+            let patterns = Patterns::new([&pattern.to_string()]);
+            assert_eq!(patterns.matches(catalog, "main", "t", "m"), expected, "{pattern} for {catalog}.main.t");
+            assert_eq!(patterns.reaches(catalog, "main", "m"), expected, "{pattern} for {catalog}.main");
+        }
+        let all = |pattern: &str| Patterns::new([&pattern.to_string()]);
+        assert!(all("*").is_all() && all("*.*.*").is_all() && !all("*.*").is_all());
+        assert!(all("*.*").of_one_catalog().is_all() && !all("main.*").of_one_catalog().is_all());
     }
 
     #[test]
@@ -396,11 +501,19 @@ mod tests {
         config.roles.insert("analyst".into(), analyst);
         let roles = Roles::new(&config);
         let ann = roles.rights("ann", Some("analyst"), &["hr.names".into()], &[]).expect("the role is there");
-        assert!(ann.may_read("sales", "orders") && ann.may_read("hr", "names") && !ann.may_read("hr", "salaries"));
-        assert!(ann.may_write("scratch", "x") && ann.may_read("scratch", "x") && !ann.may_write("sales", "orders"));
+        assert!(
+            ann.may_read(None, "sales", "orders")
+                && ann.may_read(None, "hr", "names")
+                && !ann.may_read(None, "hr", "salaries")
+        );
+        assert!(
+            ann.may_write(None, "scratch", "x")
+                && ann.may_read(None, "scratch", "x")
+                && !ann.may_write(None, "sales", "orders")
+        );
         assert!(!ann.read_all() && !ann.write_all());
         let bob = roles.rights("bob", None, &[], &[]).expect("the default role");
-        assert!(bob.role == Role::Reader && bob.read_all() && !bob.may_write("main", "t"));
+        assert!(bob.role == Role::Reader && bob.read_all() && !bob.may_write(None, "main", "t"));
         let unknown = roles.rights("eve", Some("boss"), &[], &[]).expect_err("no such role");
         assert!(unknown.to_string().contains("boss") && unknown.to_string().contains("analyst"), "{unknown}");
     }

@@ -29,6 +29,14 @@ const ENV_PREFIX: &str = "MALLARD__";
 
 const CERTIFICATES: &str = "auth.certificates.";
 
+const ATTACH: &str = "database.attach.";
+
+/// The ending of files that hold an extension.
+pub const EXTENSION_ENDING: &str = ".duckdb_extension";
+
+/// Names that no attached database may have.
+const RESERVED_CATALOGS: [&str; 6] = ["_mallard", "information_schema", "main", "pg_catalog", "system", "temp"];
+
 /// Endpoints of one result at most. Each is a ticket in the FlightInfo and a connection that its reader opens.
 pub const MAX_ENDPOINTS: usize = 64;
 
@@ -78,6 +86,13 @@ pub struct Database {
     pub max_temp_size: Option<Size>,
     pub seal: bool,
     pub backup_directory: Option<PathBuf>,
+    pub extensions: Vec<String>,
+    pub extension_directory: Option<PathBuf>,
+    pub extension_repository: Option<String>,
+    pub allow_unsigned_extensions: bool,
+    pub extension_functions: Vec<String>,
+    pub attach: Vec<Attachment>,
+    pub init: Option<PathBuf>,
     pub external_access: bool,
     pub lossless_types: LosslessTypes,
     pub batch_rows: usize,
@@ -87,7 +102,74 @@ pub struct Database {
     pub debug: Vec<(String, String)>,
 }
 
+/// Another database that is served beside the main one, as a catalog of its own.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Attachment {
+    /// The catalog's name.
+    pub name: String,
+    /// A file, or what the extension of its type takes; it may hold a password.
+    pub path: String,
+    pub read_only: bool,
+    /// DuckDB's own where it is not given.
+    pub r#type: Option<String>,
+    /// Further options of ATTACH, each as SQL takes its value.
+    pub options: BTreeMap<String, OptionValue>,
+    /// Directories of its own files, which statements may then read and write there.
+    pub directories: Vec<String>,
+}
+
+/// The value of an option of ATTACH.
+#[derive(Debug, Clone, PartialEq)]
+pub enum OptionValue {
+    Flag(bool),
+    Number(i128),
+    Text(String),
+}
+
+impl Attachment {
+    /// The file, where it is a DuckDB file on this machine.
+    pub fn file(&self) -> Option<&Path> {
+        let own = self.r#type.as_deref().is_none_or(|name| name.eq_ignore_ascii_case("duckdb"));
+        let path = self.path.as_str();
+        (own && path != ":memory:" && !has_prefix(path)).then(|| Path::new(path))
+    }
+
+    /// What may be shown of the path: that of a file.
+    pub fn shown_path(&self) -> &str {
+        if self.file().is_some() || self.path == ":memory:" { &self.path } else { "(redacted)" }
+    }
+}
+
+/// Whether a path names an extension or a protocol, such as `postgres:` and `https://`.
+fn has_prefix(path: &str) -> bool {
+    path.split_once(':').is_some_and(|(prefix, _)| {
+        prefix.len() > 1 && prefix.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '-'))
+    })
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Config::default().database
+    }
+}
+
 impl Database {
+    /// The name of the served database's catalog, as DuckDB makes it of the file's name.
+    pub fn catalog(&self) -> String {
+        let Some(file) = self.file() else { return "memory".into() };
+        let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let stem = name.split('.').next().unwrap_or_default();
+        match stem {
+            "main" | "temp" | "system" => format!("{stem}_db"),
+            _ => stem.to_string(),
+        }
+    }
+
+    /// Whether there may be other catalogs beside the served one.
+    pub fn may_have_catalogs(&self) -> bool {
+        !self.attach.is_empty() || self.init.is_some()
+    }
+
     /// Where files without a name lie that wait for a reader: the temporary volume.
     pub fn spool_directory(&self) -> PathBuf {
         match (self.temp_directory.as_str(), self.file().and_then(Path::parent)) {
@@ -380,6 +462,13 @@ impl Default for Config {
                 max_temp_size: None,
                 seal: true,
                 backup_directory: None,
+                extensions: Vec::new(),
+                extension_directory: None,
+                extension_repository: None,
+                allow_unsigned_extensions: false,
+                extension_functions: Vec::new(),
+                attach: Vec::new(),
+                init: None,
                 external_access: false,
                 lossless_types: LosslessTypes::Auto,
                 batch_rows: 61_440,
@@ -613,6 +702,34 @@ const KEYS: &[Key] = &[
     key!(
         database.backup_directory,
         "Where `mallard backup` writes, on the server; empty means that no backups are made. Best another volume than the database's."
+    ),
+    key!(
+        database.extensions,
+        "DuckDB extensions that are loaded at start: names, such as \"httpfs\", or paths of .duckdb_extension files. Built for this version of DuckDB and this platform, and signed; docs/extensions.md."
+    ),
+    key!(
+        database.extension_directory,
+        "Where extensions are that are given by name: NAME.duckdb_extension in it, or in DuckDB's own layout (VERSION/PLATFORM/NAME.duckdb_extension). Empty means that names are those that are linked into the server."
+    ),
+    key!(
+        database.extension_repository,
+        "Where the server downloads an extension from that is not in database.extension_directory, at start: core, community, or a URL or directory of DuckDB's layout. Empty means that nothing is downloaded."
+    ),
+    key!(
+        database.allow_unsigned_extensions,
+        "Loads extensions that neither DuckDB nor its community have signed. Whoever can write their files can then run code as the server."
+    ),
+    key!(
+        database.extension_functions,
+        "Table functions of loaded extensions that every client may call, with * and ?. Others are for admins, and those that read files or networks for admins with database.external_access."
+    ),
+    key!(
+        database.attach,
+        "Other databases that are served as catalogs beside the main one: a list of {name, path, read_only, type, options, directories}. In the environment as TOML or JSON; docs/extensions.md."
+    ),
+    key!(
+        database.init,
+        "A file of SQL statements that the server runs with all rights when it opens the database, before any client, at each start. An error ends the start and names its line."
     ),
     key!(
         database.external_access,
@@ -957,7 +1074,15 @@ impl Config {
             text.push_str(&format!("# {}\n{off}{field} = {}\n", key.why, (key.show)(self)));
         }
         text.push_str(
-            "\n# Users, one table each: password_hash (argon2id, made by `mallard user hash`) or password, or the same\n\
+            "\n# Attached databases can be tables by their name, too: MALLARD__DATABASE__ATTACH__LAKE__PATH is lake's path, and\n\
+             # path_file is a file that holds it.\n\
+             # [database.attach.lake]\n\
+             # path = \"/data/lake.duckdb\" # or what the extension of its type takes, such as \"dbname=sales host=db\"\n\
+             # read_only = true\n\
+             # type = \"ducklake\" # of an extension; left out for DuckDB files\n\
+             # options = { data_path = \"/data/lake/\" } # further options of ATTACH\n\
+             # directories = [\"/data/lake/\"] # of its own files, which statements then reach\n\
+             \n# Users, one table each: password_hash (argon2id, made by `mallard user hash`) or password, or the same\n\
              # from a file with password_hash_file or password_file. There are none by default. In the environment a name\n\
              # in capitals is meant in lower case: MALLARD__AUTH__USERS__ALICE__PASSWORD is alice's.\n\
              # [auth.users.alice]\n\
@@ -966,7 +1091,8 @@ impl Config {
              # read = [\"hr.names\"] # beside the role's\n\
              \n\
              # Roles beside reader, writer and admin, one table each: one of those, narrowed to tables (patterns of\n\
-             # schema.table; without a dot, of the schema main) and exchangers. What is left out is not narrowed.\n\
+             # schema.table; without a dot, of the schema main; catalog.schema.table of an attached database) and\n\
+             # exchangers. What is left out is not narrowed.\n\
              # [auth.roles.analyst]\n\
              # base = \"writer\"\n\
              # read = [\"sales.*\", \"flights\"]\n\
@@ -1003,7 +1129,13 @@ impl Loaded {
     pub fn show(&self) -> String {
         let mut lines = String::new();
         let mut line = |name: &str, value: &str| {
-            let source = self.sources.get(name).map_or("default", String::as_str);
+            let below = || {
+                self.sources
+                    .iter()
+                    .find(|(given, _)| given.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
+            };
+            let source = self.sources.get(name).or_else(|| below().map(|(_, source)| source));
+            let source = source.map_or("default", String::as_str);
             lines.push_str(&format!("{name} = {value}  # {source}\n"));
         };
         for key in KEYS {
@@ -1089,7 +1221,7 @@ fn shown(name: &str, value: &Value) -> String {
     }
     match (value.as_str(), value.as_array()) {
         (Some(text), _) => quoted(text),
-        (None, Some(_)) => Vec::read(value).unwrap_or_default().to_toml(),
+        (None, Some(_)) => Vec::<String>::read(value).unwrap_or_default().to_toml(),
         (None, None) => value.to_i128().map_or_else(|| quoted("?"), |number| number.to_string()),
     }
 }
@@ -1119,6 +1251,14 @@ fn set(config: &mut Config, name: &str, value: &Value, given: &[String]) -> Resu
     if let Some((role, field)) = name.strip_prefix("auth.roles.").and_then(|rest| rest.rsplit_once('.')) {
         return set_role(config.auth.roles.entry(role.to_string()).or_default(), field, value);
     }
+    if let Some((catalog, field)) = name.strip_prefix(ATTACH).and_then(|rest| rest.split_once('.')) {
+        let attached = &mut config.database.attach;
+        let at = attached.iter().position(|one| one.name == catalog).unwrap_or_else(|| {
+            attached.push(Attachment { name: catalog.to_string(), ..Attachment::default() });
+            attached.len() - 1
+        });
+        return set_attachment(&mut attached[at], field, value);
+    }
     if let Some(claimed) = name.strip_prefix("jwt.roles.") {
         config.jwt.roles.insert(claimed.to_string(), String::read(value)?);
         return Ok(());
@@ -1136,6 +1276,33 @@ fn set(config: &mut Config, name: &str, value: &Value, given: &[String]) -> Resu
         Some((_, nearest)) => format!("unknown key; did you mean {nearest}?"),
         None => "unknown key".into(),
     })
+}
+
+fn set_attachment(attachment: &mut Attachment, field: &str, value: &Value) -> Result<(), String> {
+    if let Some(option) = field.strip_prefix("options.") {
+        attachment.options.insert(option.to_lowercase(), OptionValue::read(value)?);
+        return Ok(());
+    }
+    match field {
+        "name" => attachment.name = String::read(value)?,
+        "path" => attachment.path = String::read(value)?,
+        "path_file" => attachment.path = read_secret(value)?,
+        "read_only" => attachment.read_only = bool::read(value)?,
+        "type" => attachment.r#type = Option::read(value)?,
+        "directories" => attachment.directories = Setting::read(value)?,
+        "options" => {
+            let wrong = || "must be a table of options".to_string();
+            for (name, value) in value.as_dict().ok_or_else(wrong)? {
+                attachment.options.insert(name.to_lowercase(), OptionValue::read(value)?);
+            }
+        }
+        _ => {
+            return Err(format!(
+                "unknown key {field}; an attached database has name, path or path_file, read_only, type, options and directories"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn set_user(user: &mut User, name: &str, field: &str, value: &Value) -> Result<(), String> {
@@ -1225,6 +1392,7 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
         ));
     }
     check_tls(config, &source, mistakes);
+    check_database(&config.database, &source, mistakes);
     for (key, value) in [
         ("database.batch_rows", config.database.batch_rows),
         ("ingest.workers", config.ingest.workers),
@@ -1279,6 +1447,69 @@ fn check(config: &Config, sources: &BTreeMap<String, String>, mistakes: &mut Vec
         mistakes.push(format!("auth.signing_key: {why} (from {})", source("auth.signing_key")));
     }
     check_jwt(config, &source, mistakes);
+}
+
+/// Extensions and attached databases, as far as no file says more.
+fn check_database(database: &Database, source: &impl Fn(&str) -> String, mistakes: &mut Vec<String>) {
+    let mut mistake = |key: &str, why: String| mistakes.push(format!("{key}: {why} (from {})", source(key)));
+    let is_word =
+        |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
+    for extension in &database.extensions {
+        let key = "database.extensions";
+        if extension.contains(['/', '.']) && !extension.ends_with(EXTENSION_ENDING) {
+            mistake(key, format!("\"{extension}\" is the path of no file that ends in {EXTENSION_ENDING}"));
+        } else if !extension.contains(['/', '.']) && !is_word(extension) {
+            mistake(key, format!("\"{extension}\" is neither the name nor the path of an extension"));
+        }
+    }
+    if let Some(repository) = &database.extension_repository {
+        let key = "database.extension_repository";
+        if !is_word(repository) && !repository.contains('/') {
+            mistake(key, format!("\"{repository}\" is neither core, community, a URL nor a directory"));
+        }
+        if database.extension_directory.is_none() {
+            mistake(key, "needs database.extension_directory, where downloaded extensions are kept".into());
+        }
+    }
+    let served = database.catalog();
+    let mut names = vec![("the main database", served.to_ascii_lowercase())];
+    for attachment in &database.attach {
+        let Attachment { name, path, read_only, r#type, options, .. } = attachment;
+        let key = "database.attach";
+        let folded = name.to_ascii_lowercase();
+        if name.is_empty() || name.contains(['\0', '"']) {
+            mistake(key, format!("\"{name}\" is no name of a catalog"));
+        } else if RESERVED_CATALOGS.contains(&folded.as_str()) {
+            mistake(key, format!("\"{name}\" is a name that DuckDB or the server keeps for itself; choose another"));
+        } else if let Some((other, _)) = names.iter().find(|(_, taken)| *taken == folded) {
+            mistake(key, format!("\"{name}\" is the name of {other}, too; names differ by more than their case"));
+        }
+        names.push(("another attached database", folded));
+        if path.is_empty() {
+            mistake(key, format!("\"{name}\" has no path"));
+        }
+        if path == ":memory:" && *read_only {
+            mistake(key, format!("\"{name}\" is in memory and read_only, so that it stays empty"));
+        }
+        if attachment.file().is_some_and(|file| Some(file) == database.file()) {
+            mistake(key, format!("\"{name}\" is the main database's own file (database.path)"));
+        }
+        if r#type.as_deref().is_some_and(|of_type| !is_word(of_type)) {
+            mistake(key, format!("\"{name}\" has a type that is no word"));
+        }
+        for option in options.keys() {
+            if !is_word(option) {
+                mistake(key, format!("\"{name}\" has the option \"{option}\", which is no word"));
+            } else if ["type", "read_only", "readonly", "read_write", "readwrite", "access_mode"]
+                .contains(&option.as_str())
+            {
+                mistake(
+                    key,
+                    format!("\"{name}\" has {option} among its options; write type and read_only beside them"),
+                );
+            }
+        }
+    }
 }
 
 fn check_jwt(config: &Config, source: &dyn Fn(&str) -> String, mistakes: &mut Vec<String>) {
@@ -1503,6 +1734,75 @@ impl Setting for Vec<String> {
 
     fn to_toml(&self) -> String {
         format!("[{}]", self.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl Setting for OptionValue {
+    fn read(value: &Value) -> Result<Self, String> {
+        match (value.as_str(), value.to_bool(), value.to_i128()) {
+            (Some(text), _, _) => Ok(Self::Text(text.to_string())),
+            (None, Some(flag), _) => Ok(Self::Flag(flag)),
+            (None, None, Some(number)) => Ok(Self::Number(number)),
+            _ => Err("the value of an option must be a text, a whole number, true or false".into()),
+        }
+    }
+
+    fn to_toml(&self) -> String {
+        match self {
+            Self::Flag(flag) => flag.to_string(),
+            Self::Number(number) => number.to_string(),
+            Self::Text(text) => quoted(text),
+        }
+    }
+}
+
+/// A list of tables; in the environment one text of TOML or JSON.
+impl Setting for Vec<Attachment> {
+    fn read(value: &Value) -> Result<Self, String> {
+        let wrong =
+            || "must be a list of tables, such as [{ name = \"lake\", path = \"/data/lake.duckdb\" }]".to_string();
+        let parsed = match value.as_str() {
+            None => value.clone(),
+            Some("") => return Ok(Vec::new()),
+            Some(text) => match serde_json::from_str::<serde_json::Value>(text) {
+                Ok(json) => Value::serialize(json).map_err(|_| wrong())?,
+                Err(_) => {
+                    let mut table: toml::Table = format!("list = {text}").parse().map_err(|_| wrong())?;
+                    Value::serialize(table.remove("list").ok_or_else(wrong)?).map_err(|_| wrong())?
+                }
+            },
+        };
+        let mut attached = Vec::new();
+        for (number, one) in parsed.as_array().ok_or_else(wrong)?.iter().enumerate() {
+            let mut attachment = Attachment::default();
+            for (field, value) in one.as_dict().ok_or_else(wrong)? {
+                set_attachment(&mut attachment, field, value)
+                    .map_err(|why| format!("entry {}: {field}: {why}", number + 1))?;
+            }
+            attached.push(attachment);
+        }
+        Ok(attached)
+    }
+
+    /// Without what may be a secret.
+    fn to_toml(&self) -> String {
+        let tables = self.iter().map(|one| {
+            let mut fields =
+                vec![format!("name = {}", quoted(&one.name)), format!("path = {}", quoted(one.shown_path()))];
+            if one.read_only {
+                fields.push("read_only = true".into());
+            }
+            fields.extend(one.r#type.as_ref().map(|of_type| format!("type = {}", quoted(of_type))));
+            if !one.options.is_empty() {
+                let options = one.options.keys().map(|name| format!("{name} = \"(redacted)\""));
+                fields.push(format!("options = {{ {} }}", options.collect::<Vec<_>>().join(", ")));
+            }
+            if !one.directories.is_empty() {
+                fields.push(format!("directories = {}", one.directories.to_toml()));
+            }
+            format!("{{ {} }}", fields.join(", "))
+        });
+        format!("[{}]", tables.collect::<Vec<_>>().join(", "))
     }
 }
 

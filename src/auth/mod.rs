@@ -141,7 +141,7 @@ impl Authenticator {
     /// Reads the users and the keys of the configuration. Blocks while plain passwords are hashed.
     pub fn new(config: &Config, metrics: Metrics) -> Result<Self> {
         let (auth, clock) = (&config.auth, config.auth.clock.clone());
-        let roles = Roles::new(auth);
+        let roles = Roles::new(auth).on(&config.database);
         Ok(Self(Arc::new(Inner {
             enabled: auth.enabled,
             users: Users::new(auth, roles.clone())?,

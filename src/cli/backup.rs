@@ -41,6 +41,14 @@ pub(super) async fn back_up(arguments: BackupArguments) -> Result<()> {
         println!("{}", table_of(&tables));
         let (file, bytes) = (last["file"].as_str().unwrap_or_default(), last["bytes"].as_u64().unwrap_or_default());
         println!("{file}: {} tables, {}, verified", tables.len(), bytesize::ByteSize(bytes).display().iec());
+        let attached: Vec<&str> =
+            last["attached"].as_array().into_iter().flatten().filter_map(|name| name.as_str()).collect();
+        if !attached.is_empty() {
+            println!(
+                "not in it: the attached databases {}, each of which needs a backup of its own",
+                attached.join(", ")
+            );
+        }
     }
     Ok(())
 }

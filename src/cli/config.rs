@@ -8,6 +8,7 @@ use super::serve::ConfigArguments;
 use crate::{
     auth::Authenticator,
     config::Config,
+    engine::Engine,
     telemetry::{Metrics, logs},
 };
 
@@ -40,8 +41,12 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         Ok(loaded) if show => print!("{}", loaded.show()),
         Ok(loaded) => {
             let users = Authenticator::new(&loaded.config, Metrics::unregistered()).map_err(|error| error.to_string());
-            let mistakes: Vec<String> =
+            let mut mistakes: Vec<String> =
                 [users.err(), logs::filter(&loaded.config.log).err()].into_iter().flatten().collect();
+            match Engine::examine_files(&loaded.config) {
+                Ok(files) => mistakes.extend(files.iter().map(ToString::to_string)),
+                Err(error) => mistakes.push(error.to_string()),
+            }
             if !mistakes.is_empty() {
                 eprintln!("{}", mistakes.join("\n"));
                 return ExitCode::from(2);

@@ -35,11 +35,16 @@ pub(super) async fn run(arguments: Arguments) -> Result<()> {
 /// One line a table.
 pub(super) fn shown(tables: &[client::Table]) -> Table {
     let mut shown = Table::new();
-    shown.load_preset(UTF8_HORIZONTAL_ONLY).set_header(["schema", "table", "type", "columns"]);
+    // Where all are of one catalog, as they are without attached databases, it is not worth a column.
+    let catalogs = tables.iter().any(|table| table.catalog != tables[0].catalog);
+    let header = ["catalog", "schema", "table", "type", "columns"];
+    shown.load_preset(UTF8_HORIZONTAL_ONLY).set_header(&header[usize::from(!catalogs)..]);
     for table in tables {
         let columns: Vec<String> =
             table.columns.iter().map(|column| format!("{} {}", column.name, column.r#type)).collect();
-        shown.add_row([&table.schema, &table.name, &table.kind, &columns.join(", ")]);
+        let columns = columns.join(", ");
+        let row = [&table.catalog, &table.schema, &table.name, &table.kind, &columns];
+        shown.add_row(&row[usize::from(!catalogs)..]);
     }
     shown
 }

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 /// A table or view.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Table {
+    pub catalog: String,
     pub schema: String,
     pub name: String,
     /// TABLE, VIEW or LOCAL TEMPORARY.
@@ -35,16 +36,18 @@ pub struct Column {
 }
 
 impl Client {
-    /// Those whose name, or schema and name with a dot between, is like the pattern, in which `%` and `_` stand for others;
+    /// Those whose name, or schema and name with a dot between (or catalog, schema and name), is like the pattern, in which `%` and `_` stand for others;
     /// all without one.
     pub async fn tables(&self, pattern: Option<&str>) -> Result<Vec<Table>> {
-        let (schema, name) = match pattern.map(|pattern| pattern.split_once('.').ok_or(pattern)) {
-            Some(Ok((schema, name))) => (Some(schema), Some(name)),
-            Some(Err(name)) => (None, Some(name)),
-            None => (None, None),
+        let parts: Vec<&str> = pattern.map(|pattern| pattern.splitn(3, '.').collect()).unwrap_or_default();
+        let (catalog, schema, name) = match parts.as_slice() {
+            [catalog, schema, name] => (Some(*catalog), Some(*schema), Some(*name)),
+            [schema, name] => (None, Some(*schema), Some(*name)),
+            [name] => (None, None, Some(*name)),
+            _ => (None, None, None),
         };
         let asked = CommandGetTables {
-            catalog: None,
+            catalog: catalog.map(str::to_string),
             db_schema_filter_pattern: schema.map(str::to_string),
             table_name_filter_pattern: name.map(str::to_string),
             table_types: Vec::new(),
@@ -70,10 +73,13 @@ impl Client {
 fn read(batch: &RecordBatch, tables: &mut Vec<Table>) -> Option<()> {
     let text = |name: &str| batch.column_by_name(name)?.as_string_opt::<i32>();
     let (schemas, names, kinds) = (text("db_schema_name")?, text("table_name")?, text("table_type")?);
+    let catalogs = text("catalog_name")?;
     let columns = batch.column_by_name("table_schema")?.as_binary_opt::<i32>()?;
     for row in 0..batch.num_rows() {
+        let catalog = if catalogs.is_null(row) { "" } else { catalogs.value(row) };
         let schema = if schemas.is_null(row) { "" } else { schemas.value(row) };
         tables.push(Table {
+            catalog: catalog.to_string(),
             schema: schema.to_string(),
             name: names.value(row).to_string(),
             kind: kinds.value(row).to_string(),

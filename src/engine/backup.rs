@@ -41,6 +41,9 @@ pub struct Manifest {
     pub duckdb: String,
     pub bytes: u64,
     pub tables: Vec<TableSum>,
+    /// Attached databases, of which nothing is in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attached: Vec<String>,
 }
 
 impl Engine {
@@ -153,6 +156,13 @@ impl Work<'_> {
             duckdb: Engine::duckdb_version().into(),
             bytes: bytes.len(),
             tables: stored,
+            attached: self
+                .shared
+                .catalogs(self.connection)?
+                .all_attached()
+                .iter()
+                .map(|one| one.name.clone())
+                .collect(),
             file,
         };
         let text = serde_json::to_vec_pretty(&manifest).map_err(Error::internal)?;

@@ -76,6 +76,69 @@ pub fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
+/// The catalogs that clients' tables are in: the served database's, and those that are attached to it.
+#[derive(Debug)]
+pub(super) struct Catalogs {
+    served: String,
+    attached: Vec<Attached>,
+}
+
+/// A catalog beside the served database's.
+#[derive(Debug)]
+pub(super) struct Attached {
+    pub(super) name: String,
+    /// The schema that is meant by a name of catalog and table, where that is known.
+    pub(super) default_schema: Option<String>,
+}
+
+impl Catalogs {
+    /// Those that there are now. Asked for once, after all have been attached.
+    pub(super) fn of(shared: &Shared, connection: &Connection) -> Result<Self> {
+        let served = shared.database_name(connection)?.to_string();
+        let rows = shared.rows(
+            connection,
+            "SELECT database_name, type, \
+               (SELECT count(*) FROM duckdb_schemas() AS schemas \
+                WHERE schemas.database_name = databases.database_name AND schema_name = 'main')::VARCHAR \
+             FROM duckdb_databases() AS databases WHERE NOT internal AND database_name <> $1 ORDER BY database_name",
+            Parameters::positional(&[&served]),
+        )?;
+        let attached = rows.into_iter().filter_map(|row| <[String; 3]>::try_from(row).ok());
+        let attached = attached.map(|[name, of_type, has_main]| {
+            let default_schema = match (of_type.as_str(), has_main != "0") {
+                ("postgres", _) => Some("public"),
+                (_, true) => Some("main"),
+                _ => None,
+            };
+            Attached { name, default_schema: default_schema.map(str::to_string) }
+        });
+        Ok(Self { served, attached: attached.collect() })
+    }
+
+    pub(super) fn is_served(&self, name: &str) -> bool {
+        name.eq_ignore_ascii_case(&self.served)
+    }
+
+    pub(super) fn attached(&self, name: &str) -> Option<&Attached> {
+        self.attached.iter().find(|attached| attached.name.eq_ignore_ascii_case(name))
+    }
+
+    pub(super) fn all_attached(&self) -> &[Attached] {
+        &self.attached
+    }
+
+    /// A catalog as rights know it; temporary tables are with those of the served database.
+    pub(super) fn beside<'n>(&self, name: &'n str) -> Option<&'n str> {
+        (!self.is_served(name) && !name.eq_ignore_ascii_case("temp")).then_some(name)
+    }
+
+    /// Their names as a list of SQL's.
+    pub(super) fn sql(&self) -> String {
+        let names = std::iter::once(&self.served).chain(self.attached.iter().map(|attached| &attached.name));
+        names.map(|name| literal(name)).collect::<Vec<_>>().join(", ")
+    }
+}
+
 /// What a statement would answer, and what it needs.
 pub struct Plan {
     /// The columns of its rows; none where it is run for its effect.
@@ -94,17 +157,10 @@ pub struct TablePage {
 /// A table's place in the list of all; the default is before the first.
 #[derive(Debug, Clone, Default)]
 pub struct Place {
+    /// Empty in the served database, whose tables come first.
+    catalog: String,
     schema: String,
     name: String,
-}
-
-impl Place {
-    fn of(table: &TableName) -> Option<Self> {
-        match table.parts() {
-            [schema, name] => Some(Self { schema: schema.clone(), name: name.clone() }),
-            _ => None,
-        }
-    }
 }
 
 /// What a page has at most: so many tables, and a table more than so many columns.
@@ -177,21 +233,26 @@ impl Engine {
         seen.unless_killed(planned).await
     }
 
-    /// The tables and views that the caller may read and whose `schema.table` matches the glob, in the order of their names:
-    /// some of them, behind those of the page before. A page holds an engine thread only while it is made.
+    /// The tables and views that the caller may read and whose `schema.table` (`catalog.schema.table` in an attached catalog)
+    /// matches the glob, in the order of their names: some of them, behind those of the page before. A page holds an engine
+    /// thread only while it is made.
     pub async fn tables(&self, rights: &Arc<Rights>, glob: &str, after: Place, lossless: bool) -> Result<TablePage> {
         let (user, rights, glob) = (rights, rights.clone(), glob.to_string());
         self.call(user, move |shared, connection| {
-            let Place { schema, name } = &after;
+            let Place { catalog, schema, name } = &after;
+            let catalogs = shared.catalogs(connection)?.sql();
             let listed = shared.rows(
                 connection,
-                "SELECT schema_name, name FROM (\
-                   SELECT schema_name, table_name AS name FROM duckdb_tables() \
-                   WHERE NOT internal AND database_name = current_database() \
-                   UNION ALL SELECT schema_name, view_name FROM duckdb_views() \
-                   WHERE NOT internal AND database_name = current_database()) \
-                 WHERE schema_name || '.' || name GLOB $1 AND (schema_name, name) > ($2, $3) ORDER BY ALL LIMIT $4",
-                Parameters::positional(&[&glob, schema, name, &PAGE_TABLES]),
+                &format!(
+                    "SELECT catalog, schema_name, name FROM (\
+                       SELECT if(database_name = current_database(), '', database_name) AS catalog, * FROM (\
+                         SELECT database_name, schema_name, table_name AS name FROM duckdb_tables() WHERE NOT internal \
+                         UNION ALL SELECT database_name, schema_name, view_name FROM duckdb_views() WHERE NOT internal) \
+                       WHERE database_name IN ({catalogs})) \
+                     WHERE if(catalog = '', '', catalog || '.') || schema_name || '.' || name GLOB $1 \
+                       AND (catalog, schema_name, name) > ($2, $3, $4) ORDER BY ALL LIMIT $5"
+                ),
+                Parameters::positional(&[&glob, catalog, schema, name, &PAGE_TABLES]),
             )?;
             let full = listed.len() >= PAGE_TABLES as usize;
             let (mut tables, mut columns, mut last) = (Vec::new(), 0, None);
@@ -199,16 +260,21 @@ impl Engine {
                 if columns >= PAGE_COLUMNS {
                     return Ok(TablePage { tables, next: last });
                 }
-                let name = TableName::from_path(&row)?;
-                last = Place::of(&name);
-                if !matches!(name.parts(), [schema, table] if rights.may_read(schema, table)) {
+                let [catalog, schema, name] =
+                    <[String; 3]>::try_from(row).map_err(|_| Error::internal("three columns were asked for"))?;
+                let beside = Some(catalog.as_str()).filter(|catalog| !catalog.is_empty());
+                let seen = rights.may_read(beside, &schema, &name);
+                let parts = beside.map(str::to_string).into_iter().chain([schema.clone(), name.clone()]);
+                let table = TableName::from_path(&parts.collect::<Vec<_>>())?;
+                last = Some(Place { catalog, schema, name });
+                if !seen {
                     continue;
                 }
-                let statement = statement::parse(shared, connection, &format!("SELECT * FROM {}", name.sql()))?;
+                let statement = statement::parse(shared, connection, &format!("SELECT * FROM {}", table.sql()))?;
                 match rows_of(shared, connection, &statement, !lossless) {
                     Ok(schema) => {
                         columns += schema.fields().len();
-                        tables.push((name, schema));
+                        tables.push((table, schema));
                     }
                     // A view over something that is gone cannot be read, nor can a type that no message holds; the others can.
                     Err(Error::NotFound(_) | Error::Sql(_) | Error::Invalid(_)) => {}
@@ -233,7 +299,7 @@ impl Engine {
     pub async fn count(&self, rights: &Arc<Rights>, table: &TableName) -> Result<i64> {
         let (user, rights, table) = (rights, rights.clone(), table.clone());
         self.call(user, move |shared, connection| {
-            guard::may_read(&rights, &table, shared.database_name(connection)?)?;
+            guard::may_read(&rights, &table, shared.catalogs(connection)?)?;
             let sql = format!("SELECT count(*)::VARCHAR FROM {}", table.sql());
             let counted = shared.rows(connection, &sql, Parameters::None);
             let rows = counted.map_err(|error| discreet(error, &rights))?;

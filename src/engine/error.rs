@@ -74,9 +74,14 @@ impl Redact {
             Code::DatabaseTransaction if NO_ROOM.iter().any(|words| lower.contains(words)) => Error::Io(message),
             // What is said of every further statement, or of one that has no place there.
             Code::DatabaseTransaction
-                if ["current transaction is aborted", "no transaction is active", "within a transaction"]
-                    .iter()
-                    .any(|words| lower.contains(words)) =>
+                if [
+                    "current transaction is aborted",
+                    "no transaction is active",
+                    "within a transaction",
+                    "can only write to a single attached database",
+                ]
+                .iter()
+                .any(|words| lower.contains(words)) =>
             {
                 Error::State(message)
             }

@@ -319,11 +319,37 @@ impl Hold {
         let own = self.file.as_ref().filter(|_| self.is_opened)?.metadata().ok()?;
         match std::fs::metadata(&self.given) {
             Ok(there) if (there.dev(), there.ino()) == (own.dev(), own.ino()) => None,
-            Ok(_) => Some("the database file was replaced by another"),
+            Ok(_) => Some(REPLACED),
             Err(error) if error.kind() == ErrorKind::NotFound => Some("the database file was removed or renamed"),
             // Of a directory that cannot be read for now nothing is known.
             Err(_) => None,
         }
+    }
+}
+
+/// What has happened to a file where another is in its place.
+pub(super) const REPLACED: &str = "the database file was replaced by another";
+
+/// A lock of a database that is only read, which other readers may have, too; nothing is written beside the file. It is not
+/// closed before DuckDB closes it.
+pub(super) fn share(given: &Path) -> Result<File> {
+    let shown = given.display();
+    let place = place(given);
+    let in_use = || {
+        let who = holder(&place).unwrap_or_else(|| "another process".into());
+        Error::InUse(format!("database {shown} cannot be read while {who} writes it; stop it first"))
+    };
+    let file = open(&place).map_err(|error| match error.kind() {
+        ErrorKind::PermissionDenied if is_sealed(&place) => in_use(),
+        _ => Error::Io(format!("cannot open database {shown}: {error}")),
+    })?;
+    if rustix::fs::fstatfs(&file).is_ok_and(|volume| REMOTE.contains(&(volume.f_type.cast_unsigned() as u32))) {
+        return Ok(file);
+    }
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(in_use()),
+        // Where there are no such locks, DuckDB's own is the lock.
+        _ => Ok(file),
     }
 }
 

@@ -275,7 +275,7 @@ impl Work<'_> {
             self.seen.binds(Arc::new([Access { kind, catalog, schema, name, usage: "write" }]));
         }
         if !self.target.temporary {
-            guard::may_write(&self.rights, &self.target.table, self.shared.database_name(connection)?)?;
+            guard::may_write(&self.rights, &self.target.table, self.shared.catalogs(connection)?)?;
         }
         self.shared.may_store()?;
         if !joins {

@@ -13,7 +13,7 @@ use arrow_schema::{DataType, Field, FieldRef};
 use arrow_select::{concat::concat_batches, filter::filter_record_batch};
 use duckdb::{Parameters, QueryParameter, connection::Connection};
 
-use super::{Ask, Engine, Shared, arrow::Importer, line, types::arrow_schema};
+use super::{Ask, Engine, Shared, arrow::Importer, catalog::Catalogs, line, types::arrow_schema};
 use crate::{
     access::Rights,
     error::{Error, Result},
@@ -76,13 +76,17 @@ pub struct Vocabulary {
     pub datetime_functions: Vec<String>,
 }
 
-/// Tables and views of the database and of the connection; what DuckDB keeps for itself is in none of these.
-const TABLES: &str = "(\
-    SELECT database_name, schema_name, table_name, if(temporary, 'LOCAL TEMPORARY', 'TABLE') AS kind \
-    FROM duckdb_tables() WHERE NOT internal AND database_name IN ($database, 'temp') \
-    UNION ALL \
-    SELECT database_name, schema_name, view_name, 'VIEW' \
-    FROM duckdb_views() WHERE NOT internal AND database_name IN ($database, 'temp')) AS tables";
+/// Tables and views of the served database, of those attached to it, and of the connection; what DuckDB keeps for itself is in none of these.
+fn tables(catalogs: &Catalogs) -> String {
+    let catalogs = catalogs.sql();
+    format!(
+        "(SELECT database_name, schema_name, table_name, if(temporary, 'LOCAL TEMPORARY', 'TABLE') AS kind \
+          FROM duckdb_tables() WHERE NOT internal AND database_name IN ({catalogs}, 'temp') \
+          UNION ALL \
+          SELECT database_name, schema_name, view_name, 'VIEW' \
+          FROM duckdb_views() WHERE NOT internal AND database_name IN ({catalogs}, 'temp')) AS tables"
+    )
+}
 
 /// The columns of foreign keys, each beside the column that it refers to. DuckDB names the parent's table only: it is
 /// always in the same schema. It knows no rules but NO ACTION, which is 3.
@@ -99,8 +103,7 @@ const FOREIGN_KEYS: &str = "\
     FROM keys LEFT JOIN duckdb_constraints() AS parents ON parents.database_name = keys.database_name \
       AND parents.schema_name = keys.schema_name AND parents.table_name = keys.referenced_table \
       AND parents.constraint_type IN ('PRIMARY KEY', 'UNIQUE') \
-      AND parents.constraint_column_names = keys.referenced_column_names \
-    WHERE keys.database_name IN ($database, 'temp')";
+      AND parents.constraint_column_names = keys.referenced_column_names";
 
 /// Few enough for one SELECT list to stay a small statement.
 const TYPES_AT_ONCE: usize = 500;
@@ -134,11 +137,24 @@ impl Engine {
 
     /// The databases that tables of clients are in.
     pub async fn catalogs(&self, rights: &Arc<Rights>, place: &Ask) -> Result<Vec<String>> {
-        self.inquire(rights, place, |shared, connection| {
-            let database = shared.database_name(connection)?;
-            let sql = format!("SELECT DISTINCT database_name FROM {TABLES} UNION SELECT $database ORDER BY ALL");
-            let rows = shared.rows(connection, &sql, Parameters::named(&[("database", &database)]))?;
-            Ok(rows.into_iter().flatten().collect())
+        let (user, rights) = (rights, rights.clone());
+        self.inquire(user, place, move |shared, connection| {
+            let (database, catalogs) = (shared.database_name(connection)?, shared.catalogs(connection)?);
+            // An attached catalog is there for those who may see something of it, and so is that of temporary tables.
+            let sql = format!(
+                "SELECT DISTINCT database_name, schema_name FROM {} UNION \
+                 SELECT database_name, schema_name FROM duckdb_schemas() WHERE database_name IN ({})",
+                tables(catalogs),
+                catalogs.sql()
+            );
+            let mut names = BTreeSet::from([database.to_string()]);
+            for row in shared.rows(connection, &sql, Parameters::None)? {
+                let [catalog, schema] = <[String; 2]>::try_from(row).map_err(|_| Error::internal("two columns"))?;
+                if rights.sees_schema(catalogs.beside(&catalog), &schema) || catalog == "temp" {
+                    names.insert(catalog);
+                }
+            }
+            Ok(names.into_iter().collect())
         })
         .await
     }
@@ -153,20 +169,21 @@ impl Engine {
     ) -> Result<Vec<[String; 2]>> {
         let (user, rights) = (rights, rights.clone());
         self.inquire(user, place, move |shared, connection| {
-            let database = shared.database_name(connection)?;
+            let catalogs = shared.catalogs(connection)?;
             // The schema of temporary tables is there where there are some.
             let sql = format!(
                 "SELECT database_name, schema_name FROM (\
-                   SELECT database_name, schema_name FROM duckdb_schemas() WHERE database_name = $database \
-                   UNION SELECT database_name, schema_name FROM {TABLES}) \
+                   SELECT database_name, schema_name FROM duckdb_schemas() WHERE database_name IN ({}) \
+                   UNION SELECT database_name, schema_name FROM {}) \
                  WHERE ($catalog IS NULL OR lower(database_name) = lower($catalog)) \
-                   AND ($pattern IS NULL OR schema_name ILIKE $pattern ESCAPE '\\') ORDER BY ALL"
+                   AND ($pattern IS NULL OR schema_name ILIKE $pattern ESCAPE '\\') ORDER BY ALL",
+                catalogs.sql(),
+                tables(catalogs)
             );
-            let parameters: [(&str, &dyn QueryParameter); 3] =
-                [("database", &database), ("catalog", &catalog), ("pattern", &pattern)];
+            let parameters: [(&str, &dyn QueryParameter); 2] = [("catalog", &catalog), ("pattern", &pattern)];
             let rows = shared.rows(connection, &sql, Parameters::named(&parameters))?.into_iter();
             let rows = rows.filter_map(|row| <[String; 2]>::try_from(row).ok());
-            Ok(rows.filter(|[_, schema]| rights.sees_schema(schema)).collect())
+            Ok(rows.filter(|[catalog, schema]| rights.sees_schema(catalogs.beside(catalog), schema)).collect())
         })
         .await
     }
@@ -191,21 +208,24 @@ impl Engine {
     pub async fn primary_keys(&self, rights: &Arc<Rights>, place: &Ask, of: KeyTable) -> Result<RecordBatch> {
         let (user, rights) = (rights, rights.clone());
         self.inquire(user, place, move |shared, connection| {
-            let sql = "SELECT * FROM (\
+            let catalogs = shared.catalogs(connection)?;
+            let sql = format!(
+                "SELECT * FROM (\
                  SELECT database_name AS catalog_name, schema_name AS db_schema_name, table_name, \
                    unnest(constraint_column_names) AS column_name, constraint_name AS key_name, \
                    generate_subscripts(constraint_column_names, 1)::INTEGER AS key_sequence \
                  FROM duckdb_constraints() \
-                 WHERE constraint_type = 'PRIMARY KEY' AND database_name IN ($database, 'temp')) \
+                 WHERE constraint_type = 'PRIMARY KEY' AND database_name IN ({}, 'temp')) \
                WHERE ($catalog IS NULL OR lower(catalog_name) = lower($catalog)) \
                  AND ($schema IS NULL OR lower(db_schema_name) = lower($schema)) AND lower(table_name) = lower($table) \
-               ORDER BY catalog_name, db_schema_name, table_name, key_name, key_sequence";
-            let database = shared.database_name(connection)?;
+               ORDER BY catalog_name, db_schema_name, table_name, key_name, key_sequence",
+                catalogs.sql()
+            );
             let KeyTable { catalog, schema, table } = &of;
-            let parameters: [(&str, &dyn QueryParameter); 4] =
-                [("database", &database), ("catalog", catalog), ("schema", schema), ("table", table)];
-            let keys = batch(shared, connection, sql, Parameters::named(&parameters))?;
-            readable(&keys, &rights, &[(1, 2)])
+            let parameters: [(&str, &dyn QueryParameter); 3] =
+                [("catalog", catalog), ("schema", schema), ("table", table)];
+            let keys = batch(shared, connection, &sql, Parameters::named(&parameters))?;
+            readable(&keys, &rights, catalogs, &[0])
         })
         .await
     }
@@ -233,15 +253,19 @@ impl Engine {
                      AND (${side}_table IS NULL OR lower({side}_table_name) = lower(${side}_table))"
                 )
             };
-            let sql = format!("SELECT * FROM ({FOREIGN_KEYS}) WHERE {} AND {} ORDER BY {order}", one("pk"), one("fk"));
-            let database = shared.database_name(connection)?;
+            let catalogs = shared.catalogs(connection)?;
+            let sql = format!(
+                "SELECT * FROM ({FOREIGN_KEYS} WHERE keys.database_name IN ({}, 'temp')) WHERE {} AND {} ORDER BY {order}",
+                catalogs.sql(),
+                one("pk"),
+                one("fk")
+            );
             let part = |side: &Option<KeyTable>| match side.clone() {
                 Some(KeyTable { catalog, schema, table }) => (catalog, schema, Some(table)),
                 None => (None, None, None),
             };
             let (pk, fk) = (part(&parent), part(&child));
-            let parameters: [(&str, &dyn QueryParameter); 7] = [
-                ("database", &database),
+            let parameters: [(&str, &dyn QueryParameter); 6] = [
                 ("pk_catalog", &pk.0),
                 ("pk_schema", &pk.1),
                 ("pk_table", &pk.2),
@@ -250,7 +274,7 @@ impl Engine {
                 ("fk_table", &fk.2),
             ];
             let keys = batch(shared, connection, &sql, Parameters::named(&parameters))?;
-            readable(&keys, &rights, &[(1, 2), (5, 6)])
+            readable(&keys, &rights, catalogs, &[0, 4])
         })
         .await
     }
@@ -306,6 +330,7 @@ fn listed(
     with_columns: bool,
     plain: bool,
 ) -> Result<Vec<ListedTable>> {
+    let catalogs = shared.catalogs(connection)?;
     let columns = match with_columns {
         true => "LEFT JOIN duckdb_columns() AS columns USING (database_name, schema_name, table_name)",
         // Nothing is joined, and the names of columns are there for the SELECT list.
@@ -319,20 +344,20 @@ fn listed(
         "SELECT database_name, schema_name, table_name, kind, column_name, data_type, is_nullable::VARCHAR, \
            numeric_precision, numeric_scale, columns.comment, is_generated::VARCHAR, \
            (column_default LIKE 'nextval(%')::VARCHAR, column_index \
-         FROM {TABLES} {columns} \
+         FROM {} {columns} \
          WHERE ($catalog IS NULL OR lower(database_name) = lower($catalog)) \
            AND ($schema IS NULL OR schema_name ILIKE $schema ESCAPE '\\') \
            AND ($table IS NULL OR table_name ILIKE $table ESCAPE '\\') \
-         ORDER BY database_name, schema_name, table_name, kind, column_index"
+         ORDER BY database_name, schema_name, table_name, kind, column_index",
+        tables(catalogs)
     );
-    let database = shared.database_name(connection)?;
     let TableFilter { catalog, schema, table, types } = filter;
-    let parameters: [(&str, &dyn QueryParameter); 4] =
-        [("database", &database), ("catalog", catalog), ("schema", schema), ("table", table)];
+    let parameters: [(&str, &dyn QueryParameter); 3] = [("catalog", catalog), ("schema", schema), ("table", table)];
     let mut rows = Vec::new();
     for row in shared.rows(connection, &sql, Parameters::named(&parameters))? {
         let row = Row::try_from(row).map_err(|_| Error::internal("a listing has other columns than asked for"))?;
-        if rights.may_read(&row[1], &row[2]) && (types.is_empty() || types.contains(&row[3])) {
+        if rights.may_read(catalogs.beside(&row[0]), &row[1], &row[2]) && (types.is_empty() || types.contains(&row[3]))
+        {
             rows.push(row);
         }
     }
@@ -407,12 +432,13 @@ fn batch(shared: &Shared, connection: &Connection, sql: &str, parameters: Parame
     concat_batches(&importer.schema(), &batches).map_err(Error::internal)
 }
 
-/// The rows whose tables the caller may all read; a pair has the places of a schema's and a table's name.
-fn readable(rows: &RecordBatch, rights: &Rights, tables: &[(usize, usize)]) -> Result<RecordBatch> {
+/// The rows whose tables the caller may all read; the names of each are in three columns from a place on.
+fn readable(rows: &RecordBatch, rights: &Rights, catalogs: &Catalogs, tables: &[usize]) -> Result<RecordBatch> {
     let kept: BooleanArray = (0..rows.num_rows())
         .map(|row| {
             let name = |column: usize| rows.column(column).as_string::<i32>().value(row);
-            Some(tables.iter().all(|&(schema, table)| rights.may_read(name(schema), name(table))))
+            let may_read = |&at: &usize| rights.may_read(catalogs.beside(name(at)), name(at + 1), name(at + 2));
+            Some(tables.iter().all(may_read))
         })
         .collect();
     filter_record_batch(rows, &kept).map_err(Error::internal)

@@ -5,6 +5,7 @@
 
 mod act;
 mod arrow;
+mod attach;
 mod backup;
 mod binding;
 mod calls;
@@ -15,11 +16,13 @@ mod creation;
 mod definitions;
 mod error;
 mod exported;
+mod extensions;
 mod failing;
 mod files;
 pub mod guard;
 mod hold;
 mod ingest;
+mod init;
 mod interruption;
 mod joining;
 mod kept;
@@ -96,6 +99,7 @@ use crate::{
     error::{Error, Result},
     telemetry::{Access, Metrics},
 };
+use attach::Beside;
 use error::Redact;
 use hold::Hold;
 use interruption::Manner;
@@ -124,6 +128,8 @@ struct Shared {
     instance: Mutex<Served>,
     /// The lock and the seal of the database file; after the instance, because it outlives it.
     hold: Mutex<Option<Hold>>,
+    /// The same of attached databases.
+    beside: Mutex<Beside>,
     /// The database file itself, where the configured path leads; none in memory.
     file: Option<PathBuf>,
     config: Config,
@@ -140,6 +146,7 @@ struct Shared {
     types: types::KnownTypes,
     /// Asked for once.
     database_name: OnceLock<String>,
+    catalogs: OnceLock<catalog::Catalogs>,
     creations: creation::Creations,
     definitions: definitions::Definitions,
     decisions: guard::Decisions,
@@ -200,12 +207,16 @@ impl Shared {
 
     /// Refuses to store rows in a file that will be gone with the process.
     fn may_store(&self) -> Result<()> {
-        match lock(&self.hold).as_ref().and_then(Hold::lost) {
+        match self.lost_file() {
             None => Ok(()),
             Some(how) => Err(Error::Io(format!(
                 "{how} while the server has it open; nothing is stored until it is put back, but reads and backups go on"
             ))),
         }
+    }
+
+    fn lost_file(&self) -> Option<&'static str> {
+        lock(&self.hold).as_ref().and_then(Hold::lost).or_else(|| lock(&self.beside).lost())
     }
 
     fn connect(&self) -> Result<Connection> {
@@ -233,6 +244,15 @@ impl Shared {
         let rows = self.rows(connection, "SELECT current_database()", Parameters::None)?;
         let name = rows.into_iter().flatten().next().ok_or_else(|| Error::internal("the database has no name"))?;
         Ok(self.database_name.get_or_init(|| name))
+    }
+
+    /// The catalogs that clients' tables are in.
+    fn catalogs(&self, connection: &Connection) -> Result<&catalog::Catalogs> {
+        if let Some(catalogs) = self.catalogs.get() {
+            return Ok(catalogs);
+        }
+        let catalogs = catalog::Catalogs::of(self, connection)?;
+        Ok(self.catalogs.get_or_init(|| catalogs))
     }
 
     /// Runs a statement of ours to its end; the rows it changed.
@@ -310,7 +330,7 @@ impl Engine {
 
     /// What has happened to the database file, if its path does not lead to it any more. Blocks.
     pub fn lost_file(&self) -> Option<&'static str> {
-        lock(&self.shared.hold).as_ref().and_then(Hold::lost)
+        self.shared.lost_file()
     }
 
     /// Whether the write-ahead log was removed while it is open. Blocks.
@@ -326,6 +346,19 @@ impl Engine {
     /// Whether the database answers.
     pub async fn probe(&self) -> Result<()> {
         self.probed.get(self.for_probe(|shared, _| shared.ask())).await
+    }
+
+    /// What is wrong with files that the configuration names: extensions, attached databases and the start script. Nothing of
+    /// them is run. Blocks.
+    pub fn examine_files(config: &Config) -> Result<Vec<Error>> {
+        let database = &config.database;
+        let mut mistakes = match database.extensions.is_empty() {
+            true => Vec::new(),
+            false => extensions::examine(config)?,
+        };
+        mistakes.extend(attach::examine(database));
+        mistakes.extend(init::examine(database));
+        Ok(mistakes)
     }
 
     /// The version of DuckDB that is linked.
@@ -356,15 +389,19 @@ impl Engine {
             return;
         };
         self.close_lines();
-        if self.shared.config.database.file().is_some()
-            && !self.is_broken()
+        if !self.is_broken()
             && let Ok(connection) = self.shared.connect()
-            && let Err(error) = self.shared.execute(&connection, "CHECKPOINT")
         {
-            tracing::warn!(%error, "no checkpoint at close; the next start replays the log");
+            if self.shared.config.database.file().is_some()
+                && let Err(error) = self.shared.execute(&connection, "CHECKPOINT")
+            {
+                tracing::warn!(%error, "no checkpoint at close; the next start replays the log");
+            }
+            lock(&self.shared.beside).checkpoint(&self.shared, &connection);
         }
         *lock(&self.shared.instance) = Served::Closed;
         *lock(&self.shared.hold) = None;
+        *lock(&self.shared.beside) = Beside::default();
     }
 
     /// Nobody reopens the database while this is held.

@@ -14,11 +14,13 @@ use tokio::sync::watch;
 
 use super::{
     Engine, Served, Shared,
+    attach::{self, Beside},
     catalog::{literal, quote},
     error::Redact,
-    exported, failing,
+    exported, extensions, failing,
     guard::{self, BuiltIns},
     hold::{Hold, beside},
+    init,
     pool::{Pool, lock},
     reopen::Offenders,
     source::Sources,
@@ -59,16 +61,21 @@ impl Engine {
             hold.check_names()?;
             wal::check(file)?;
         }
+        // Those that have no settings locked attach nothing.
+        let beside = if locked { Beside::take(database, file.as_deref())? } else { Beside::default() };
         let backups = database.backup_directory.as_ref().map(|path| path.to_string_lossy().into_owned());
         let paths = [database.path.clone(), database.temp_directory.clone(), absolute(&database.path)];
         let own = file.iter().flat_map(|file| file.to_str()).flat_map(|file| [file.to_string(), absolute(file)]);
-        let redact = Redact::new(paths.into_iter().chain(own).chain(backups));
+        let attached = database.attach.iter().flat_map(|one| [one.path.clone(), absolute(&one.path)]);
+        let init = database.init.iter().map(|file| file.to_string_lossy().into_owned());
+        let redact = Redact::new(paths.into_iter().chain(own).chain(backups).chain(attached).chain(init));
         let environment = Environment::new().map_err(|error| refused(database, &error))?;
         let offenders = Arc::new(Offenders::new(&config.limits));
         let shared = Arc::new(Shared {
             environment,
             instance: Mutex::new(Served::Closed),
             hold: Mutex::new(hold),
+            beside: Mutex::new(beside),
             file,
             config: config.clone(),
             redact,
@@ -80,6 +87,7 @@ impl Engine {
             shadows: Mutex::default(),
             types: Default::default(),
             database_name: Default::default(),
+            catalogs: Default::default(),
             creations: Default::default(),
             definitions: Default::default(),
             views: Mutex::default(),
@@ -118,7 +126,7 @@ pub(super) fn instance(shared: &Shared, sources: &Sources) -> Result<Instance> {
         // DuckDB looks for the log beside the name that it is given, so it is given the file's own.
         attachment = AttachBuilder::new(StorageLocation::OnDisk(utf8(file)?));
         if file != Path::new(&database.path) {
-            attachment = attachment.alias(catalog_name(Path::new(&database.path)));
+            attachment = attachment.alias(database.catalog());
         }
     }
     machine::spare_descriptors(DESCRIPTORS)?;
@@ -128,7 +136,13 @@ pub(super) fn instance(shared: &Shared, sources: &Sources) -> Result<Instance> {
     let connection = instance.connect().map_err(opening)?;
     sources.register_function(&connection).map_err(opening)?;
     exported::register_function(&connection).map_err(opening)?;
+    let linked = BuiltIns::table_functions(shared, &connection)?;
+    extensions::load(shared, &connection)?;
     timezones::register(&connection).map_err(opening)?;
+    if shared.locked {
+        attach::attach(database, &connection, &mut lock(&shared.beside))?;
+        init::run(database, &connection)?;
+    }
     for (name, value) in &database.debug {
         match name.as_str() {
             failing::KEY => failing::register(&connection, value).map_err(opening)?,
@@ -139,7 +153,7 @@ pub(super) fn instance(shared: &Shared, sources: &Sources) -> Result<Instance> {
         shared.execute(&connection, "SET enable_external_access = false")?;
     }
     if shared.built_ins.get().is_none() {
-        let built_ins = Arc::new(BuiltIns::of(shared, &connection)?);
+        let built_ins = Arc::new(BuiltIns::of(shared, &connection, &linked)?);
         shared.built_ins.get_or_init(|| built_ins);
     }
     if shared.locked {
@@ -171,11 +185,12 @@ pub(super) fn options(database: &Database) -> Vec<(&'static str, String)> {
     let memory_limit = database.memory_limit.unwrap_or(Size(machine::memory() / 100 * 70));
     let threads = if database.threads > 0 { database.threads } else { machine::cores() };
     let mut options: Vec<(&str, String)> = vec![
-        // Nothing is downloaded at run time, and nothing unsigned is loaded.
+        // Nothing is downloaded at run time, and nothing is loaded that nobody has asked for.
         ("autoinstall_known_extensions", "false".into()),
         ("autoload_known_extensions", "false".into()),
-        ("allow_community_extensions", "false".into()),
-        ("allow_unsigned_extensions", "false".into()),
+        // Only what the configuration names is loaded.
+        ("allow_community_extensions", (!database.extensions.is_empty()).to_string()),
+        ("allow_unsigned_extensions", database.allow_unsigned_extensions.to_string()),
         ("allow_extension_repositories", "forbidden".into()),
         ("allow_persistent_secrets", "false".into()),
         ("allow_unredacted_secrets", "false".into()),
@@ -230,16 +245,6 @@ pub(super) fn refused(database: &Database, error: &duckdb::Error) -> Error {
 /// A size in the form DuckDB's settings take.
 fn duckdb_size(size: Size) -> String {
     format!("{}B", size.0)
-}
-
-/// The name of the catalog in a file of this name, as DuckDB makes it.
-fn catalog_name(path: &Path) -> String {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let stem = name.split('.').next().unwrap_or_default();
-    match stem {
-        "main" | "temp" | "system" => format!("{stem}_db"),
-        _ => stem.to_string(),
-    }
 }
 
 /// A path as DuckDB takes it.

@@ -200,6 +200,7 @@ impl Engine {
         }
         // DuckDB opens it by its name, which a sealed file refuses.
         lock(&shared.hold).iter_mut().for_each(Hold::unseal);
+        lock(&shared.beside).unseal()?;
         wal::check(path)?;
         open::instance(shared, &self.sources)
     }

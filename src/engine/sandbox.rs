@@ -15,6 +15,11 @@ impl Engine {
         config.database.memory_limit = Some(server.exchange.memory_limit);
         config.database.max_temp_size = Some(server.exchange.temp_size);
         config.database.temp_directory = own_temp_directory(server);
+        let database = &server.database;
+        config.database.extensions = database.extensions.clone();
+        config.database.extension_directory = database.extension_directory.clone();
+        config.database.allow_unsigned_extensions = database.allow_unsigned_extensions;
+        config.database.extension_functions = database.extension_functions.clone();
         config.limits = server.limits.clone();
         config.limits.queries = 1;
         // One worker in stream order: a row-wise SELECT answers in the order it was asked, while input still comes.

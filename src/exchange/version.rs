@@ -86,8 +86,9 @@ impl Version {
         };
         let About { mut description, mut input, output, streams, params, tables } = about;
         let may_read = |table: &String| match table.split('.').collect::<Vec<_>>().as_slice() {
-            [table] => rights.may_read("main", table),
-            [.., schema, table] => rights.may_read(schema, table),
+            [table] => rights.may_read(None, "main", table),
+            [schema, table] => rights.may_read(None, schema, table),
+            [.., catalog, schema, table] => rights.may_read(Some(catalog), schema, table),
             [] => false,
         };
         let told = rights.read_all() || tables.iter().all(may_read);

@@ -304,6 +304,7 @@ impl Flight {
                 let rows: u64 = made.tables.iter().map(|table| table.rows).sum();
                 let last = json!({
                     "file": made.file, "bytes": made.bytes, "tables": made.tables.len(), "rows": rows, "verified": true,
+                    "attached": made.attached,
                 });
                 let mut results: Vec<_> = made.tables.iter().map(to_json).collect();
                 results.push(to_json(&last));

@@ -6,6 +6,7 @@
 mod admin;
 mod arrow_corpus;
 mod arrow_ways;
+mod attach;
 mod audit;
 mod auth;
 mod backup;
@@ -25,6 +26,7 @@ mod exchange;
 mod exchanged_types;
 mod exchangers;
 mod explicit_end;
+mod extension;
 mod faults;
 mod flight_sql;
 mod floods;

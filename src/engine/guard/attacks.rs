@@ -262,7 +262,12 @@ static TESTED: OnceLock<()> = OnceLock::new();
 /// The same for grants on some tables, in a database in memory.
 fn test_grants(shared: &Shared) -> Result<()> {
     let config = Config {
-        database: Database { path: ":memory:".into(), ..shared.config.database.clone() },
+        database: Database {
+            path: ":memory:".into(),
+            attach: Vec::new(),
+            init: None,
+            ..shared.config.database.clone()
+        },
         ..Config::default()
     };
     let scratch = Engine::open_unlocked(&config, shared.metrics.clone(), Some(shared.built_ins().clone()))?;

@@ -7,7 +7,7 @@ use duckdb::{Parameters, connection::Connection};
 
 use super::{super::Shared, outside};
 use crate::{
-    access::{Rights, Role},
+    access::{Rights, Role, fold, is_like},
     error::Result,
 };
 
@@ -26,7 +26,15 @@ pub struct BuiltIns {
     many_rows: HashSet<String>,
     /// Macros that read the catalog.
     of_catalog: HashSet<String>,
+    /// Functions that stand where a table stands, of the extensions that the configuration names.
+    of_extensions: HashSet<String>,
 }
+
+/// Words in the names of extensions' functions that read files or networks, or reach other databases.
+const OUTSIDE_WORDS: &[&str] = &[
+    "attach", "connect", "copy", "download", "execute", "export", "fetch", "file", "get", "glob", "http", "import",
+    "install", "load", "open", "post", "query", "read", "request", "s3", "scan", "secret", "upload", "url", "write",
+];
 
 /// They make rows of their arguments, or tell what every DuckDB knows.
 const HARMLESS: &[&str] = &[
@@ -148,12 +156,17 @@ const IDLE_PRAGMAS: &[&str] = &[
 const KEEPING_PRAGMAS: &[&str] = &["extension_versions", "force_checkpoint"];
 
 impl BuiltIns {
-    /// Asks DuckDB, which takes some milliseconds.
-    pub(in crate::engine) fn of(shared: &Shared, connection: &Connection) -> Result<Self> {
-        let names = |sql: &str| -> Result<HashSet<String>> {
-            let listed = shared.rows(connection, sql, Parameters::None)?;
-            Ok(listed.into_iter().flatten().map(|name| name.to_ascii_lowercase()).collect())
-        };
+    /// Functions that stand where a table stands. Without extensions nobody needs them, and none are answered.
+    pub(in crate::engine) fn table_functions(shared: &Shared, connection: &Connection) -> Result<HashSet<String>> {
+        match shared.config.database.extensions.is_empty() {
+            true => Ok(HashSet::new()),
+            false => names(shared, connection, TABLE_FUNCTIONS),
+        }
+    }
+
+    /// Asks DuckDB, which takes some milliseconds. `linked` are the table functions that were there before extensions.
+    pub(in crate::engine) fn of(shared: &Shared, connection: &Connection, linked: &HashSet<String>) -> Result<Self> {
+        let names = |sql: &str| names(shared, connection, sql);
         let aggregates = names("SELECT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'")?;
         let mut of_one_row = names("SELECT function_name FROM duckdb_functions() WHERE function_type = 'scalar'")?;
         let macros = shared.rows(
@@ -197,9 +210,11 @@ impl BuiltIns {
             of_one_row,
             many_rows,
             of_catalog,
-            functions: names(
-                "SELECT function_name FROM duckdb_functions() WHERE function_type IN ('table', 'table_macro')",
-            )?,
+            of_extensions: match shared.config.database.extensions.is_empty() {
+                true => HashSet::new(),
+                false => names(TABLE_FUNCTIONS)?.difference(linked).cloned().collect(),
+            },
+            functions: names(TABLE_FUNCTIONS)?,
             views: names("SELECT view_name FROM duckdb_views() WHERE internal")?,
         })
     }
@@ -222,6 +237,14 @@ impl BuiltIns {
     }
 }
 
+const TABLE_FUNCTIONS: &str =
+    "SELECT function_name FROM duckdb_functions() WHERE function_type IN ('table', 'table_macro')";
+
+fn names(shared: &Shared, connection: &Connection, sql: &str) -> Result<HashSet<String>> {
+    let listed = shared.rows(connection, sql, Parameters::None)?;
+    Ok(listed.into_iter().flatten().map(|name| name.to_ascii_lowercase()).collect())
+}
+
 pub(super) fn check_call(shared: &Shared, name: &str, rights: &Rights) -> Result<()> {
     let listed = |names: &[&str]| names.contains(&name);
     if listed(NEVER) || name.starts_with("__internal") {
@@ -236,7 +259,23 @@ pub(super) fn check_call(shared: &Shared, name: &str, rights: &Rights) -> Result
     if listed(HARMLESS) || !shared.built_ins().functions.contains(name) {
         return Ok(());
     }
+    if shared.built_ins().of_extensions.contains(name) {
+        return check_extension(shared, name, rights);
+    }
     outside(shared, rights, "function", &format!("the function {name}"))
+}
+
+/// A table function of an extension: what it does is known to whoever has named the extension in the configuration.
+fn check_extension(shared: &Shared, name: &str, rights: &Rights) -> Result<()> {
+    let patterns = &shared.config.database.extension_functions;
+    if patterns.iter().any(|pattern| is_like(&fold(pattern), name)) {
+        return Ok(());
+    }
+    let what = format!("the function {name} of an extension, which database.extension_functions does not name,");
+    if OUTSIDE_WORDS.iter().any(|word| name.contains(word)) {
+        return outside(shared, rights, "function", &what);
+    }
+    rights.require(Role::Admin, &what)
 }
 
 pub(super) fn check_pragma(shared: &Shared, name: &str, rights: &Rights) -> Result<()> {

@@ -30,7 +30,11 @@ pub(super) use shadow::Shadow;
 pub(super) use tokens::{Token, read};
 pub(super) use tree::of as tree_of;
 
-use super::{Shared, catalog::TableName, names, statement};
+use super::{
+    Shared,
+    catalog::{Catalogs, TableName},
+    names, statement,
+};
 use crate::{
     access::{OWN_SCHEMA, Rights, Role, is_own_schema},
     error::Result,
@@ -209,32 +213,43 @@ fn behind_explain<'t, 's>(
 }
 
 /// A table that a call names without SQL.
-pub(super) fn may_write(rights: &Rights, table: &TableName, database: &str) -> Result<()> {
+pub(super) fn may_write(rights: &Rights, table: &TableName, catalogs: &Catalogs) -> Result<()> {
     rights.require(Role::Writer, "storing rows")?;
-    check_name(rights, table.parts(), database, Rights::may_write, "change")
+    check_name(rights, table.parts(), catalogs, Rights::may_write, "change")
 }
 
-pub(super) fn may_read(rights: &Rights, table: &TableName, database: &str) -> Result<()> {
-    check_name(rights, table.parts(), database, Rights::may_read, "read")
+pub(super) fn may_read(rights: &Rights, table: &TableName, catalogs: &Catalogs) -> Result<()> {
+    check_name(rights, table.parts(), catalogs, Rights::may_read, "read")
 }
+
+/// [`Rights::may_read`] or [`Rights::may_write`].
+type Allowed = fn(&Rights, Option<&str>, &str, &str) -> bool;
 
 /// Every table that a name may mean has to be allowed.
-fn check_name(
-    rights: &Rights,
-    parts: &[String],
-    database: &str,
-    allowed: fn(&Rights, &str, &str) -> bool,
-    verb: &str,
-) -> Result<()> {
+fn check_name(rights: &Rights, parts: &[String], catalogs: &Catalogs, allowed: Allowed, verb: &str) -> Result<()> {
     if parts.iter().any(|part| is_own_schema(part)) {
         return Err(rights.denied("own", format!("{OWN_SCHEMA} is the server's own")));
     }
-    let own = |name: &str| name.eq_ignore_ascii_case(database);
     let allowed = match parts {
-        [table] => allowed(rights, "main", table),
-        // The first may be a schema's name or a database's.
-        [first, table] => allowed(rights, first, table) && (!own(first) || allowed(rights, "main", table)),
-        [catalog, schema, table] => own(catalog) && allowed(rights, schema, table),
+        [table] => allowed(rights, None, "main", table),
+        // The first may be a schema's name or a catalog's; where it is both, DuckDB refuses it.
+        [first, table] => match catalogs.attached(first) {
+            Some(attached) => {
+                let schema = attached.default_schema.as_deref().ok_or_else(|| {
+                    let what = format!("write the schema of {} between its catalog and its table", parts.join("."));
+                    rights.denied("grant", what)
+                })?;
+                allowed(rights, Some(&attached.name), schema, table)
+            }
+            None => {
+                let own = catalogs.is_served(first);
+                allowed(rights, None, first, table) && (!own || allowed(rights, None, "main", table))
+            }
+        },
+        [catalog, schema, table] => match catalogs.attached(catalog) {
+            Some(attached) => allowed(rights, Some(&attached.name), schema, table),
+            None => catalogs.is_served(catalog) && allowed(rights, None, schema, table),
+        },
         _ => false,
     };
     if allowed {

@@ -23,6 +23,7 @@ use super::{
     super::{
         Shared,
         catalog::{columns_of, literal, quote, types_of},
+        extensions,
         open::{DESCRIPTORS, LOCK, options},
         pool::lock,
         statement, timezones,
@@ -37,7 +38,7 @@ use crate::{
     machine,
 };
 
-/// One in-memory DuckDB, its only database called like the one that is served.
+/// One in-memory DuckDB, whose database is called like the one that is served.
 pub(in crate::engine) struct Shadow {
     connection: Connection,
     /// Dropped after its connection.
@@ -48,7 +49,8 @@ pub(in crate::engine) struct Shadow {
 const MEMORY: Size = Size(512 * 1024 * 1024);
 
 impl Shadow {
-    fn open(shared: &Shared, database: &str) -> Result<Self> {
+    /// With catalogs beside the database.
+    fn open<'c>(shared: &Shared, database: &str, beside: impl Iterator<Item = &'c str>) -> Result<Self> {
         let cause = |error: duckdb::Error| shared.cause(&error);
         let settings = Database {
             path: ":memory:".into(),
@@ -60,7 +62,11 @@ impl Shadow {
         let environment = Environment::new().map_err(cause)?;
         let instance = InstanceBuilder::new().options(options(&settings)).build(&environment).map_err(cause)?;
         instance.attach(AttachBuilder::new(StorageLocation::InMemory).alias(database).make_default()).map_err(cause)?;
+        for catalog in beside {
+            instance.attach(AttachBuilder::new(StorageLocation::InMemory).alias(catalog)).map_err(cause)?;
+        }
         let connection = instance.connect().map_err(cause)?;
+        extensions::load(shared, &connection)?;
         timezones::register(&connection).map_err(cause)?;
         for setting in ["SET enable_external_access = false", LOCK] {
             shared.execute(&connection, setting)?;
@@ -100,11 +106,17 @@ impl Sight<'_> {
         self.check_sequences()?;
         let shared = self.shared;
         let database = shared.database_name(self.connection)?;
-        let made = self.definitions(database)?;
+        let mut made = self.definitions(database, None)?;
+        let beside = self.beside(&mut made)?;
+        if !beside.is_empty() {
+            // A transaction changes one database at most, so that these copies are committed, and the shadow is used once.
+            let shadow = Shadow::open(shared, database, beside.iter().copied())?;
+            return self.bind(&shadow.connection, &made, statement);
+        }
         let ready = lock(&shared.shadows).pop();
         let shadow = match ready {
             Some(shadow) => shadow,
-            None => Shadow::open(shared, database)?,
+            None => Shadow::open(shared, database, std::iter::empty())?,
         };
         shared.execute(&shadow.connection, "BEGIN TRANSACTION")?;
         let outcome = self.bind(&shadow.connection, &made, statement);
@@ -113,6 +125,21 @@ impl Sight<'_> {
             lock(&shared.shadows).push(shadow);
         }
         outcome
+    }
+
+    /// Adds what the text may mean in the attached catalogs that it names, and answers these.
+    fn beside(&self, made: &mut Made) -> Result<Vec<&str>> {
+        let catalogs = self.shared.catalogs(self.connection)?;
+        let mut named = Vec::new();
+        for catalog in catalogs.all_attached().iter().map(|attached| attached.name.as_str()) {
+            if made.text.contains(&fold(catalog)) || catalog.contains('"') {
+                let there = self.definitions(catalog, Some(catalog))?;
+                made.relations.extend(there.relations);
+                made.macros.extend(there.macros);
+                named.push(catalog);
+            }
+        }
+        Ok(named)
     }
 
     /// A sequence is found by a text, which may be any that is known when the statement is bound.
@@ -222,6 +249,8 @@ impl Sight<'_> {
 struct Made {
     relations: Vec<String>,
     macros: Vec<String>,
+    /// The text with the macros that it may call.
+    text: String,
 }
 
 impl Sight<'_> {
@@ -242,9 +271,12 @@ impl Sight<'_> {
         self.shared.rows(self.connection, &filtered, Parameters::positional(&[&text]))
     }
 
-    /// Everything that the text may mean and that the caller may use.
-    fn definitions(&self, database: &str) -> Result<Made> {
+    /// Everything in a database that the text may mean and that the caller may use. `catalog` is its name where it is an
+    /// attached one; temporary relations are with those of the served database.
+    fn definitions(&self, database: &str, catalog: Option<&str>) -> Result<Made> {
         let database = literal(database);
+        let prefix = catalog.map_or_else(String::new, |catalog| format!("{}.", quote(catalog)));
+        let full = |schema: &str, name: &str| format!("{prefix}{}.{}", quote(schema), quote(name));
         let mut made = Made::default();
         let mut text = fold(self.sql);
         let mut macros: BTreeMap<(String, String), Vec<[String; 4]>> = BTreeMap::new();
@@ -263,7 +295,7 @@ impl Sight<'_> {
             let (known, mut next) = (macros.len(), BTreeMap::<_, Vec<[String; 4]>>::new());
             for row in found {
                 let [schema, name, rest @ ..] = <[String; 6]>::try_from(row).map_err(|_| odd())?;
-                if self.rights.may_read(&schema, &name) {
+                if self.rights.may_read(catalog, &schema, &name) {
                     next.entry((schema, name)).or_default().push(rest);
                 }
             }
@@ -287,7 +319,7 @@ impl Sight<'_> {
             .into_iter()
             .flatten()
             .collect();
-        let relations = self.relations(&database, &text)?;
+        let relations = self.relations(&database, catalog, &text)?;
         let sequences = self.rows(
             &format!(
                 "SELECT schema_name, sequence_name FROM duckdb_sequences() \
@@ -308,13 +340,14 @@ impl Sight<'_> {
         }
         schemas.extend(macros.keys().map(|(schema, _)| schema.clone()));
         schemas.remove("main");
-        made.relations.extend(schemas.iter().map(|schema| format!("CREATE SCHEMA IF NOT EXISTS {}", quote(schema))));
+        made.relations
+            .extend(schemas.iter().map(|schema| format!("CREATE SCHEMA IF NOT EXISTS {prefix}{}", quote(schema))));
         for row in types {
             let [schema, name] = <[String; 2]>::try_from(row).map_err(|_| odd())?;
-            if self.rights.may_read(&schema, &name)
-                && let Some(definition) = self.definition_of_type(&schema, &name)
+            if self.rights.may_read(catalog, &schema, &name)
+                && let Some(definition) = self.definition_of_type(&full(&schema, &name))
             {
-                made.relations.push(format!("CREATE TYPE {}.{} AS {definition}", quote(&schema), quote(&name)));
+                made.relations.push(format!("CREATE TYPE {} AS {definition}", full(&schema, &name)));
             }
         }
         for row in sequences {
@@ -323,8 +356,8 @@ impl Sight<'_> {
             let advances = self.tokens.iter().any(|token| token.is_name() && token.name() == "nextval")
                 || macros.values().flatten().any(|definition| fold(&definition[3]).contains("nextval"));
             let may = if advances { Rights::may_write } else { Rights::may_read };
-            if may(self.rights, &schema, &name) {
-                made.relations.push(format!("CREATE SEQUENCE {}.{}", quote(&schema), quote(&name)));
+            if may(self.rights, catalog, &schema, &name) {
+                made.relations.push(format!("CREATE SEQUENCE {}", full(&schema, &name)));
             }
         }
         // A plan names what a view reads, with the view's own conditions.
@@ -337,14 +370,15 @@ impl Sight<'_> {
         for ((temporary, schema, name), relation) in &relations {
             let full = match temporary {
                 true => quote(name),
-                false => format!("{}.{}", quote(schema), quote(name)),
+                false => full(schema, name),
             };
-            let only_read = writes && !temporary && !self.rights.may_write(schema, name);
+            let only_read = writes && !temporary && !self.rights.may_write(catalog, schema, name);
             made.relations.push(relation.sql(&full, *temporary, relation.is_view || only_read));
         }
         for ((schema, name), definitions) in macros {
-            made.macros.push(macro_sql(&format!("{}.{}", quote(&schema), quote(&name)), &definitions));
+            made.macros.push(macro_sql(&full(&schema, &name), &definitions));
         }
+        made.text = text;
         Ok(made)
     }
 
@@ -394,21 +428,22 @@ impl Sight<'_> {
     }
 
     /// What is only read needs no more than columns, and those are told quickest by a query.
-    fn read_relations(&self, database: &str, text: &str) -> Result<BTreeMap<Place, Relation>> {
+    fn read_relations(&self, database: &str, catalog: Option<&str>, text: &str) -> Result<BTreeMap<Place, Relation>> {
         let mut relations = BTreeMap::new();
+        let database = &with_temporary(database, catalog);
         let found = self.rows(
             &format!(
                 "SELECT database_name, schema_name, table_name, 'table' FROM duckdb_tables() \
-                 WHERE NOT internal AND database_name IN ({database}, 'temp') AND MENTIONED(table_name) \
+                 WHERE NOT internal AND database_name IN ({database}) AND MENTIONED(table_name) \
                  UNION ALL SELECT database_name, schema_name, view_name, 'view' FROM duckdb_views() \
-                 WHERE NOT internal AND database_name IN ({database}, 'temp') AND MENTIONED(view_name)"
+                 WHERE NOT internal AND database_name IN ({database}) AND MENTIONED(view_name)"
             ),
             text,
         )?;
         for row in found {
             let [database, schema, name, kind] = <[String; 4]>::try_from(row).map_err(|_| odd())?;
             let temporary = database == "temp";
-            if !temporary && !self.rights.may_read(&schema, &name) {
+            if !temporary && !self.rights.may_read(catalog, &schema, &name) {
                 continue;
             }
             let sql = format!("SELECT * FROM {}.{}.{}", quote(&database), quote(&schema), quote(&name));
@@ -422,15 +457,16 @@ impl Sight<'_> {
         Ok(relations)
     }
 
-    fn relations(&self, database: &str, text: &str) -> Result<BTreeMap<Place, Relation>> {
+    fn relations(&self, database: &str, catalog: Option<&str>, text: &str) -> Result<BTreeMap<Place, Relation>> {
         if !self.writes() {
-            return self.read_relations(database, text);
+            return self.read_relations(database, catalog, text);
         }
+        let database = &with_temporary(database, catalog);
         let mut relations: BTreeMap<Place, Relation> = BTreeMap::new();
         let views = self.rows(
             &format!(
                 "SELECT (database_name = 'temp')::VARCHAR, schema_name, view_name FROM duckdb_views() \
-                 WHERE NOT internal AND database_name IN ({database}, 'temp') AND MENTIONED(view_name)"
+                 WHERE NOT internal AND database_name IN ({database}) AND MENTIONED(view_name)"
             ),
             text,
         )?;
@@ -439,7 +475,7 @@ impl Sight<'_> {
             &format!(
                 "SELECT (database_name = 'temp')::VARCHAR, schema_name, table_name, column_name, data_type, \
                    is_generated::VARCHAR \
-                 FROM duckdb_columns() WHERE NOT internal AND database_name IN ({database}, 'temp') \
+                 FROM duckdb_columns() WHERE NOT internal AND database_name IN ({database}) \
                    AND MENTIONED(table_name) ORDER BY database_name, schema_name, table_name, column_index"
             ),
             text,
@@ -448,7 +484,7 @@ impl Sight<'_> {
             let [temporary, schema, name, column, duckdb_type, generated] =
                 <[String; 6]>::try_from(row).map_err(|_| odd())?;
             let is_temporary = temporary == "true";
-            if !is_temporary && !self.rights.may_read(&schema, &name) {
+            if !is_temporary && !self.rights.may_read(catalog, &schema, &name) {
                 continue;
             }
             let is_view = views.contains(&vec![temporary, schema.clone(), name.clone()]);
@@ -462,7 +498,7 @@ impl Sight<'_> {
                     "SELECT (database_name = 'temp')::VARCHAR, schema_name, table_name, \
                        array_to_string(list_transform(constraint_column_names, \
                          lambda c: '\"' || replace(c, '\"', '\"\"') || '\"'), ', ') \
-                     FROM duckdb_constraints() WHERE database_name IN ({database}, 'temp') \
+                     FROM duckdb_constraints() WHERE database_name IN ({database}) \
                        AND constraint_type IN ('PRIMARY KEY', 'UNIQUE') AND MENTIONED(table_name)"
                 ),
                 text,
@@ -478,10 +514,18 @@ impl Sight<'_> {
     }
 
     /// What a type of the database's stands for.
-    fn definition_of_type(&self, schema: &str, name: &str) -> Option<String> {
-        let sql = format!("SELECT CAST(NULL AS {}.{})", quote(schema), quote(name));
+    fn definition_of_type(&self, name: &str) -> Option<String> {
+        let sql = format!("SELECT CAST(NULL AS {name})");
         let bound = self.shared.bind(self.connection, &sql).ok()?;
         types_of(self.shared, &bound).ok()?.into_iter().next()
+    }
+}
+
+/// The databases of a catalog's relations, as a list of SQL's.
+fn with_temporary(database: &str, catalog: Option<&str>) -> String {
+    match catalog {
+        None => format!("{database}, 'temp'"),
+        Some(_) => database.to_string(),
     }
 }
 

@@ -11,7 +11,8 @@ use duckdb::query_result::StatementType;
 use serde_json::Value;
 
 use super::{
-    Token,
+    super::catalog::Catalogs,
+    Allowed, Token,
     bound::Written,
     check_name, functions,
     tokens::is_word,
@@ -24,17 +25,17 @@ use crate::{
 
 /// The last parts of the tables that the text names. There is a grant for each of them.
 pub(super) fn check(text: &Text<'_>, rights: &Rights, given: &[&str]) -> Result<HashSet<String>> {
-    let database = text.shared.database_name(text.connection)?;
+    let catalogs = text.shared.catalogs(text.connection)?;
     let named = RefCell::default();
-    Names { text, rights, given, database, home: None, named: &named, written: None }.statement()?;
+    Names { text, rights, given, catalogs, home: None, named: &named, written: None }.statement()?;
     Ok(named.take())
 }
 
 /// The tables that the text names, and how each is used, whoever asks.
 pub(super) fn written(text: &Text<'_>, rights: &Rights) -> Result<Vec<Written>> {
-    let database = text.shared.database_name(text.connection)?;
+    let catalogs = text.shared.catalogs(text.connection)?;
     let (named, written) = (RefCell::default(), RefCell::default());
-    let names = Names { text, rights, given: &[], database, home: None, named: &named, written: Some(&written) };
+    let names = Names { text, rights, given: &[], catalogs, home: None, named: &named, written: Some(&written) };
     // What has no tree has named what its tokens tell.
     match names.statement() {
         Ok(()) | Err(Error::Denied { .. }) => Ok(written.take()),
@@ -48,9 +49,10 @@ struct Names<'a> {
     rights: &'a Rights,
     /// Relations that the statement has from the server.
     given: &'a [&'a str],
-    database: &'a str,
-    /// The schema of the view whose query this is: DuckDB looks there first when the view is read.
-    home: Option<&'a str>,
+    catalogs: &'a Catalogs,
+    /// The schema of the view whose query this is, with its catalog where that is an attached one: DuckDB looks there first
+    /// when the view is read.
+    home: Option<&'a [String]>,
     named: &'a RefCell<HashSet<String>>,
     /// Where names are told instead of decided on.
     written: Option<&'a RefCell<Vec<Written>>>,
@@ -111,9 +113,12 @@ impl Names<'_> {
         let rest = skip_words(&tokens[what + 1..], &["if", "not", "exists"]);
         let (name, rest) = name(rest).ok_or_else(|| self.unclear(tokens))?;
         self.may(&name, Rights::may_write, "change")?;
+        let main = ["main".to_string()];
         let home = match name.as_slice() {
-            [.., schema, _] if !schema.eq_ignore_ascii_case(self.database) => schema,
-            _ => "main",
+            [schema, _] if !self.catalogs.is_served(schema) => std::slice::from_ref(schema),
+            [catalog, schema, _] if self.catalogs.is_served(catalog) => std::slice::from_ref(schema),
+            [place @ .., _] if place.len() == 2 => place,
+            _ => &main,
         };
         let inner = Names { home: is_word(tokens.get(what), "view").then_some(home), ..*self };
         // The first AS outside of brackets is the query's.
@@ -244,7 +249,7 @@ impl Names<'_> {
                             return self.may(&name, Rights::may_read, "read");
                         }
                         if let Some(home) = self.home {
-                            self.may(&[home.to_string(), one.clone()], Rights::may_read, "read")?;
+                            self.may(&[home, std::slice::from_ref(one)].concat(), Rights::may_read, "read")?;
                         }
                         self.may(&name, Rights::may_read, "read")
                     }
@@ -277,7 +282,7 @@ impl Names<'_> {
         }
     }
 
-    fn may(&self, name: &[String], allowed: fn(&Rights, &str, &str) -> bool, verb: &str) -> Result<()> {
+    fn may(&self, name: &[String], allowed: Allowed, verb: &str) -> Result<()> {
         let system = ["information_schema", "pg_catalog", "system", "temp"];
         let (last, before) = name.split_last().ok_or_else(|| Error::invalid("a table without a name"))?;
         if let Some(written) = self.written {
@@ -297,7 +302,7 @@ impl Names<'_> {
                 format!("{} tells of tables without a grant; ListFlights lists those with one", name.join(".")),
             ));
         }
-        check_name(self.rights, name, self.database, allowed, verb)?;
+        check_name(self.rights, name, self.catalogs, allowed, verb)?;
         self.named.borrow_mut().insert(fold(last));
         Ok(())
     }
