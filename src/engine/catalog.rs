@@ -81,6 +81,7 @@ pub fn literal(text: &str) -> String {
 pub(super) struct Catalogs {
     served: String,
     attached: Vec<Attached>,
+    change_outside: bool,
 }
 
 /// A catalog beside the served database's.
@@ -103,8 +104,9 @@ impl Catalogs {
              FROM duckdb_databases() AS databases WHERE NOT internal AND database_name <> $1 ORDER BY database_name",
             Parameters::positional(&[&served]),
         )?;
-        let attached = rows.into_iter().filter_map(|row| <[String; 3]>::try_from(row).ok());
-        let attached = attached.map(|[name, of_type, has_main]| {
+        let rows: Vec<[String; 3]> = rows.into_iter().filter_map(|row| row.try_into().ok()).collect();
+        let change_outside = rows.iter().any(|[_, of_type, _]| of_type != "duckdb");
+        let attached = rows.into_iter().map(|[name, of_type, has_main]| {
             let default_schema = match (of_type.as_str(), has_main != "0") {
                 ("postgres", _) => Some("public"),
                 (_, true) => Some("main"),
@@ -112,7 +114,12 @@ impl Catalogs {
             };
             Attached { name, default_schema: default_schema.map(str::to_string) }
         });
-        Ok(Self { served, attached: attached.collect() })
+        Ok(Self { served, attached: attached.collect(), change_outside })
+    }
+
+    /// Whether one is attached whose tables others may change. Files of DuckDB are locked while they are attached.
+    pub(super) fn change_outside(&self) -> bool {
+        self.change_outside
     }
 
     pub(super) fn is_served(&self, name: &str) -> bool {

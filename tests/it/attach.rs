@@ -25,7 +25,7 @@ use crate::{
     support::{TestServer, USER, collect, count, people, row, rows, run, test_config, with_login, with_users},
 };
 
-const FATAL: &str = "SELECT make_timestamp(x)::VARCHAR FROM (VALUES (-9223372036854775808)) t(x)";
+const FATAL: &str = "SELECT fail(range) FROM range(1)";
 
 /// A database file with `main.items` (three rows), `s.prices` and a view of both.
 async fn made(file: &Path) {
@@ -411,6 +411,7 @@ async fn attached_databases_and_the_start_script_are_there_again_after_a_fatal_e
     let init = directory.path().join("init.sql");
     std::fs::write(&init, "CREATE TEMP TABLE gone (i INTEGER);\nATTACH ':memory:' AS scratch;\nCREATE TABLE scratch.t AS SELECT 7 AS i;\n")
         .unwrap();
+    config.database.debug.push(("fatal_function".into(), "fail".into()));
     config.database.init = Some(init);
     let backups = directory.path().join("backups");
     std::fs::create_dir(&backups).unwrap();
@@ -557,5 +558,56 @@ async fn configuration_of_attached_databases_is_checked_and_told_without_secrets
     ] {
         let (code, told) = check("check", text.into(), &[]).await;
         assert!(code == Some(2) && told.contains(said), "{text}: {code:?} {told}");
+    }
+}
+
+/// The audit log names what is in attached catalogs as DuckDB binds it.
+#[tokio::test(flavor = "multi_thread")]
+async fn audit_log_names_the_catalog_of_what_a_statement_reaches() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    let mut config = config_in(directory.path()).await;
+    config.audit.file = Some(path.clone());
+    let server = TestServer::with(config).await;
+    let client = server.client().await;
+    let text = || std::fs::read_to_string(&path).unwrap_or_default();
+    let statements = || {
+        let lines: Vec<Value> = text().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        lines.into_iter().filter(|line| line["event"] == "statement").collect::<Vec<_>>()
+    };
+    let (items, prices) = ("read table lake.main.items", "read table lake.s.prices");
+    let cases: [(&str, &[&str]); 17] = [
+        ("CREATE TABLE items (id INTEGER)", &["create table m.main.items"]),
+        ("FROM items", &["read table m.main.items"]),
+        ("FROM LAKE.Items", &[items]),
+        ("FROM lake.main.items, lake.s.prices", &[items, prices]),
+        ("FROM lake.priced", &["read view lake.main.priced", items, prices]),
+        ("SELECT lake.twice(1)", &["read macro lake.main.twice"]),
+        ("CREATE TABLE extra.t AS SELECT id FROM lake.items", &["create table Extra.main.t", items]),
+        ("INSERT INTO extra.t SELECT id FROM items", &["write table Extra.main.t", "read table m.main.items"]),
+        ("UPDATE Extra.main.t SET id = 1", &["write table Extra.main.t"]),
+        ("CREATE SCHEMA extra.s", &["create schema Extra.s.s"]),
+        ("CREATE SEQUENCE extra.s.numbers", &["create sequence Extra.s.numbers"]),
+        ("SELECT nextval('extra.s.numbers')", &["advance sequence Extra.s.numbers"]),
+        ("CREATE SEQUENCE extra.numbers", &["create sequence Extra.main.numbers"]),
+        ("SELECT nextval('extra.numbers')", &["advance sequence Extra.main.numbers"]),
+        ("CREATE MACRO twice(x) AS x + x", &["create macro m.main.twice"]),
+        ("SELECT twice(1)", &["read macro m.main.twice"]),
+        ("DROP TABLE extra.main.t", &["drop table Extra.main.t"]),
+    ];
+    let mut count = 0;
+    for (sql, reached) in cases {
+        collect(client.query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"))).await.unwrap();
+        count += 1;
+        crate::support::until("the statement is written", async || statements().len() >= count).await;
+        let bound = statements()[count - 1]["bound"].as_array().cloned().unwrap_or_default();
+        let word = |one: &Value, key: &str| one[key].as_str().unwrap_or_default().to_string();
+        let one = |one: &Value| ["catalog", "schema", "name"].map(|key| word(one, key)).join(".");
+        let mut told: Vec<String> =
+            bound.iter().map(|of| format!("{} {} {}", word(of, "use"), word(of, "kind"), one(of))).collect();
+        told.sort();
+        let mut reached = reached.to_vec();
+        reached.sort();
+        assert_eq!(told, reached, "{sql}");
     }
 }

@@ -12,8 +12,12 @@ use std::{
 use duckdb::{Parameters, connection::Connection, query_result::StatementType as Kind, statement::Statement};
 
 use super::{
-    super::{Shared, catalog::literal, statement},
-    Sees, Token, behind_explain, tables,
+    super::{
+        Shared,
+        catalog::{Catalogs, literal},
+        statement,
+    },
+    Sees, Token, behind_explain, settled, tables,
     tokens::{self, is_word},
     tree::Text,
 };
@@ -25,6 +29,9 @@ use crate::{
 
 /// A statement that reaches more is told of with its first ones.
 const MOST: usize = 64;
+
+/// A catalog and a schema in it.
+type Home<'a> = (&'a str, &'a str);
 
 /// A qualified name, and how it is used.
 pub(super) type Written = (Vec<String>, &'static str);
@@ -38,7 +45,7 @@ pub(in crate::engine) fn bound(
     sees: Sees<'_>,
 ) -> Arc<[Access]> {
     let rights = Rights::all("audit");
-    let version = if sees == Sees::Committed { shared.definitions.version() } else { None };
+    let version = settled(shared, connection, sees);
     if let Some(known) = version.and_then(|version| shared.accesses.get(version, sql, &rights)) {
         return known;
     }
@@ -70,6 +77,7 @@ fn reached(
         connection,
         rights,
         database: shared.database_name(connection)?,
+        catalogs: shared.catalogs(connection)?,
         found: Vec::new(),
         known: BTreeSet::new(),
     };
@@ -83,12 +91,13 @@ struct Reaches<'a> {
     connection: &'a Connection,
     rights: &'a Rights,
     database: &'a str,
+    catalogs: &'a Catalogs,
     found: Vec<Access>,
     /// Those that are found already.
     known: BTreeSet<(String, String, String, String, &'static str)>,
 }
 
-impl Reaches<'_> {
+impl<'a> Reaches<'a> {
     /// False where it is known already.
     fn add(&mut self, kind: &str, [catalog, schema, name]: [&str; 3], usage: &'static str) -> bool {
         let one = (kind.to_string(), catalog.to_string(), schema.to_string(), name.to_string(), usage);
@@ -105,14 +114,14 @@ impl Reaches<'_> {
         true
     }
 
-    /// `home` is the schema of the view or macro whose text this is: bare names are looked for there first.
-    fn text(&mut self, text: &Text<'_>, home: Option<&str>) -> Result<()> {
+    /// `home` is where the view or macro is whose text this is: names are looked for there first.
+    fn text(&mut self, text: &Text<'_>, home: Option<Home<'_>>) -> Result<()> {
         self.names(&tables::written(text, self.rights)?, home)?;
         self.sequences(text.tokens, home)?;
-        self.macros(text.tokens)
+        self.macros(text.tokens, home)
     }
 
-    fn names(&mut self, written: &[Written], home: Option<&str>) -> Result<()> {
+    fn names(&mut self, written: &[Written], home: Option<Home<'_>>) -> Result<()> {
         if written.is_empty() {
             return Ok(());
         }
@@ -137,26 +146,26 @@ impl Reaches<'_> {
             let place = |catalog: &str, schema: &str| {
                 there.iter().find(|row| same(&row[1], catalog) && same(&row[2], schema) && same(&row[3], name))
             };
-            let (catalog, schema) = match before {
-                [] => (self.database, home.unwrap_or(&current)),
-                [schema] if same(schema, self.database) => (self.database, current.as_str()),
-                [schema] => (self.database, schema.as_str()),
-                [catalog, schema, ..] => (catalog.as_str(), schema.as_str()),
-            };
+            let (catalog, schema) = self.meant(before, home, &current);
             let bound = match before {
                 [] => place("temp", "main")
-                    .or_else(|| place(self.database, schema))
+                    .or_else(|| place(catalog, schema))
+                    .or_else(|| place(catalog, "main"))
                     .or_else(|| place(self.database, &current))
                     .or_else(|| place(self.database, "main"))
                     .or_else(|| there.iter().find(|row| row[1] == "system" && same(&row[3], name))),
-                [one] => place(self.database, schema).or_else(|| place(one, "main")).or_else(|| place("system", one)),
+                [one] => place(catalog, schema)
+                    .or_else(|| place(self.database, one))
+                    .or_else(|| place(one, "main"))
+                    .or_else(|| place("system", one))
+                    .or_else(|| there.iter().find(|row| same(&row[1], one) && same(&row[3], name))),
                 _ => place(catalog, schema),
             };
             match bound {
                 Some(row) => {
                     let [kind, catalog, schema, name, sql] = &row[..] else { continue };
                     if self.add(kind, [catalog, schema, name], usage) && !sql.is_empty() && *usage != "drop" {
-                        self.view(&sql.clone(), &schema.clone())?;
+                        self.view(sql, (catalog, schema))?;
                     }
                 }
                 None if *usage == "create" => drop(self.add("table", [catalog, schema, name], usage)),
@@ -166,23 +175,41 @@ impl Reaches<'_> {
         Ok(())
     }
 
+    /// The catalog and the schema that a name's first parts mean.
+    fn meant<'n>(&self, before: &'n [String], home: Option<Home<'n>>, current: &'n str) -> Home<'n>
+    where
+        'a: 'n,
+    {
+        let (database, catalogs): (&'a str, &'a Catalogs) = (self.database, self.catalogs);
+        let (catalog, schema) = home.unwrap_or((database, current));
+        match before {
+            [] => (catalog, schema),
+            [first] => match catalogs.attached(first) {
+                Some(attached) => (&attached.name, attached.default_schema.as_deref().unwrap_or("main")),
+                None if catalogs.is_served(first) => (database, current),
+                None => (catalog, first),
+            },
+            [first, schema, ..] => (catalogs.attached(first).map_or(first, |attached| &attached.name), schema),
+        }
+    }
+
     fn schema(&self) -> Result<String> {
         let rows = self.shared.rows(self.connection, "SELECT current_schema()", Parameters::None)?;
         Ok(rows.into_iter().flatten().next().unwrap_or_else(|| "main".into()))
     }
 
     /// What a view reads: its text without CREATE VIEW is a query.
-    fn view(&mut self, sql: &str, schema: &str) -> Result<()> {
+    fn view(&mut self, sql: &str, home: Home<'_>) -> Result<()> {
         let tokens = tokens::read(self.shared, self.connection, sql)?;
         let text = Text::new(self.shared, self.connection, sql, &tokens, Kind::Create, false);
         let reads: Vec<Written> =
             tables::written(&text, self.rights)?.into_iter().filter(|one| one.1 == "read").collect();
-        self.names(&reads, Some(schema))?;
-        self.macros(&tokens)
+        self.names(&reads, Some(home))?;
+        self.macros(&tokens, Some(home))
     }
 
     /// Calls of what is no function of DuckDB's own, with what the bodies reach.
-    fn macros(&mut self, tokens: &[Token<'_>]) -> Result<()> {
+    fn macros(&mut self, tokens: &[Token<'_>], home: Option<Home<'_>>) -> Result<()> {
         let calls = tokens.windows(2).filter(|two| two[0].is_name() && two[1].text.starts_with('('));
         let called: HashSet<String> = calls.map(|two| two[0].name()).collect();
         let called: Vec<String> =
@@ -202,18 +229,25 @@ impl Reaches<'_> {
         )?;
         for row in found {
             let [catalog, schema, name, body, kind] = &row[..] else { continue };
+            // Those of an attached catalog are found by its name only, or from there.
+            let named =
+                |catalog: &str| tokens.iter().any(|token| token.is_name() && fold(&token.name()) == fold(catalog));
+            let at_home = home.is_some_and(|home| home.0 == catalog);
+            if self.catalogs.attached(catalog).is_some() && !at_home && !named(catalog) {
+                continue;
+            }
             if self.add("macro", [catalog, schema, name], "read") {
                 let query = if kind == "table_macro" { body.clone() } else { format!("SELECT {body}") };
                 let tokens = tokens::read(self.shared, self.connection, &query)?;
                 let text = Text::new(self.shared, self.connection, &query, &tokens, Kind::Select, false);
-                self.text(&text, Some(schema))?;
+                self.text(&text, Some((catalog, schema)))?;
             }
         }
         Ok(())
     }
 
     /// Sequences, which are named by texts.
-    fn sequences(&mut self, tokens: &[Token<'_>], home: Option<&str>) -> Result<()> {
+    fn sequences(&mut self, tokens: &[Token<'_>], home: Option<Home<'_>>) -> Result<()> {
         for three in tokens.windows(3) {
             let usage = match three[0].name().as_str() {
                 "nextval" => "advance",
@@ -227,12 +261,14 @@ impl Reaches<'_> {
             let parts = tokens::read(self.shared, self.connection, &written)?;
             let parts: Vec<String> = parts.iter().filter(|part| part.is_name()).map(Token::name).collect();
             let Some((name, before)) = parts.split_last() else { continue };
-            let schema = before.last().cloned().or_else(|| home.map(str::to_string)).unwrap_or(self.schema()?);
+            let current = self.schema()?;
+            let (catalog, schema) = self.meant(before, home, &current);
             let found = self.shared.rows(
                 self.connection,
                 "SELECT database_name, schema_name, sequence_name FROM duckdb_sequences() \
-                 WHERE lower(sequence_name) = $1 AND lower(schema_name) = lower($2)",
-                Parameters::positional(&[name, &schema]),
+                 WHERE lower(sequence_name) = lower($1) AND lower(schema_name) = lower($2) \
+                   AND lower(database_name) IN (lower($3), 'temp')",
+                Parameters::positional(&[&name.as_str(), &schema, &catalog]),
             )?;
             for row in found {
                 if let [catalog, schema, name] = &row[..] {
@@ -269,12 +305,20 @@ impl Reaches<'_> {
         let rest =
             tables::skip_words(tables::skip_words(&tokens[at + 1..], &["if", "not", "exists"]), &["if", "exists"]);
         let Some((path, _)) = tables::name(rest) else { return };
-        let database = self.database;
+        let (database, catalogs) = (self.database, self.catalogs);
+        let spelled = |name| catalogs.attached(name).map_or(name, |attached| attached.name.as_str());
         match path.as_slice() {
             [name] if kind == "schema" => drop(self.add(kind, [database, name, name], usage)),
+            [catalog, name] if kind == "schema" => drop(self.add(kind, [spelled(catalog), name, name], usage)),
             [name] => drop(self.add(kind, [database, "main", name], usage)),
-            [schema, name] => drop(self.add(kind, [database, schema, name], usage)),
-            [catalog, schema, name] => drop(self.add(kind, [catalog, schema, name], usage)),
+            [first, name] => {
+                let attached = catalogs.attached(first);
+                let (catalog, schema) = attached.map_or((database, first.as_str()), |attached| {
+                    (&attached.name, attached.default_schema.as_deref().unwrap_or("main"))
+                });
+                self.add(kind, [catalog, schema, name], usage);
+            }
+            [catalog, schema, name] => drop(self.add(kind, [spelled(catalog), schema, name], usage)),
             _ => {}
         }
     }

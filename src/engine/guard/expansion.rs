@@ -280,7 +280,8 @@ fn joins_of_views(text: &Text<'_>, version: Option<u64>) -> Result<usize> {
         if !read.iter().any(|name| names.contains(name)) {
             return Ok(0);
         }
-    } else if text.kind == StatementType::Select && joins(tokens) == 0 {
+    } else if text.kind == StatementType::Select && joins(tokens) == 0 && !shared.catalogs(connection)?.change_outside()
+    {
         // What a transaction or a session has made itself was looked at when it was created.
         return Ok(0);
     }

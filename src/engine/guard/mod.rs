@@ -91,7 +91,7 @@ pub(super) fn admit(
     {
         return statement::parse(shared, connection, &query);
     }
-    let version = if sees == Sees::Committed { shared.definitions.version() } else { None };
+    let version = settled(shared, connection, sees);
     if version.is_some_and(|version| shared.decisions.get(version, sql, rights).is_some()) {
         return Ok(parsed);
     }
@@ -113,6 +113,12 @@ pub(super) fn admit(
         shared.decisions.remember(version, sql, rights, (), 0);
     }
     Ok(parsed)
+}
+
+/// The version of the definitions that a decision may be remembered for: none where a catalog changes without this server.
+fn settled(shared: &Shared, connection: &Connection, sees: Sees<'_>) -> Option<u64> {
+    let ours = sees == Sees::Committed && shared.catalogs(connection).is_ok_and(|catalogs| !catalogs.change_outside());
+    shared.definitions.version().filter(|_| ours)
 }
 
 /// Whether the caller has grants on some tables only: then what a name means is looked at.
